@@ -1,0 +1,43 @@
+# make demo    record, import, train a tiny model on cached answers, evaluate it live; ten minutes on two cores
+# make test    lint, types, import contracts, tests
+# make check   the same without the tests
+# Both set themselves up in .venv. PYTHON=... picks the interpreter (3.11).
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+PACKAGES := services/client services/cache trainer
+
+.PHONY: demo test check format clean
+
+demo: $(VENV)/.installed
+	$(BIN)/cacherl demo
+
+test: check
+	$(BIN)/pytest
+
+check: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# torch first: any other package that asks for it would pull the newest build with several GB of CUDA libraries.
+$(VENV)/.installed: constraints.txt $(PACKAGES:=/pyproject.toml)
+	@echo "setting up $(VENV) (about 2 GB, some minutes the first time)"
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) torch
+	$(PIP) $(addprefix -e ,$(PACKAGES))
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
+	$(PIP) -r requirements-dev.txt
+	@touch $@
+
+clean:
+	rm -rf $(VENV) runs build .mypy_cache .ruff_cache .pytest_cache

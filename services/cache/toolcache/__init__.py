@@ -1,0 +1,1 @@
+"""The tool-result cache service."""

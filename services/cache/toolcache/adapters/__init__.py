@@ -1,0 +1,1 @@
+"""The outside world: stores, indexes, embedders, files. One file each heavy library."""

@@ -1,0 +1,104 @@
+"""Tool schemas from a JSON file: OpenAI's tool format, with the effects that format has no word for.
+
+Accepted, for one namespace or by domain (`{"retail": {...}, "airline": {...}}`):
+
+    [{"type": "function", "function": {"name": ..., "parameters": ...}, "effect": "read"}, ...]
+    {"tools": [...], "write_tools": ["cancel_order"], "environment": "shop@1"}
+
+`write_tools` names the writes and makes all others reads. Without it and without `effect`, a tool is a write: that
+costs hits, never correctness.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from toolcache.core.tools import Effect, Namespace, NamespaceInvalid, Role, Tool
+
+
+class ToolFileInvalid(ValueError):
+    """A file of tool schemas that cannot be used; the message names the file and what to do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Toolset:
+    """The tools of one namespace as a file gives them."""
+
+    domain: str
+    """Empty where the file holds one toolset without a name."""
+    tools: tuple[Tool, ...]
+    unannotated: tuple[str, ...]
+    """Names of tools whose effect the file does not tell."""
+
+    def namespace(self, name: str) -> Namespace:
+        return Namespace(name=name, tools={tool.name: tool for tool in self.tools})
+
+
+def toolsets(path: Path) -> dict[str, Toolset]:
+    """The toolsets of a file by domain; "" where there is only one, unnamed. Raises ToolFileInvalid."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ToolFileInvalid(f"{path}: cannot be read ({error})") from error
+    except ValueError as error:
+        raise ToolFileInvalid(f"{path}: not JSON ({error})") from error
+    by_domain = document if _is_by_domain(document) else {"": document}
+    try:
+        return {domain: _toolset(domain, each) for domain, each in by_domain.items()}
+    except (NamespaceInvalid, KeyError, TypeError, ValueError) as error:
+        raise ToolFileInvalid(f"{path}: not in OpenAI's tool format ({type(error).__name__}: {error})") from error
+
+
+def beside(recordings: Path) -> Path:
+    """The tool file that lies beside a file of recordings: tau_bench_tools.json, tau_tools.json, tools.json.
+
+    Raises ToolFileInvalid naming what was looked for.
+    """
+    names = [f"{stem}_tools.json" for stem in _stems(recordings.name.split(".")[0])] + ["tools.json"]
+    for name in names:
+        if (recordings.parent / name).is_file():
+            return recordings.parent / name
+    raise ToolFileInvalid(
+        f"no tool schemas beside {recordings} (looked for {', '.join(names)}); name them with --tools"
+    )
+
+
+def _stems(stem: str) -> Iterator[str]:
+    while stem:
+        yield stem
+        stem = stem.rpartition("_")[0]
+
+
+def _is_by_domain(document: Any) -> bool:
+    return isinstance(document, dict) and "tools" not in document
+
+
+def _toolset(domain: str, document: Any) -> Toolset:
+    listed = document["tools"] if isinstance(document, dict) else document
+    writes = document.get("write_tools") if isinstance(document, dict) else None
+    tools = tuple(_tool(each, writes) for each in listed)
+    if len({tool.name for tool in tools}) < len(tools):
+        raise NamespaceInvalid("a tool stands in it twice")
+    known = () if writes is None else {tool.name for tool in tools}
+    unannotated = tuple(
+        tool.name for tool, each in zip(tools, listed, strict=True) if "effect" not in each and tool.name not in known
+    )
+    return Toolset(domain=domain, tools=tools, unannotated=unannotated)
+
+
+def _tool(document: Mapping[str, Any], writes: list[str] | None) -> Tool:
+    function = document.get("function", document)
+    name = function["name"]
+    default = Effect.WRITE if writes is None or name in writes else Effect.READ
+    return Tool(
+        name=name,
+        description=function.get("description") or "",
+        parameters=function.get("parameters") or {},
+        effect=Effect(document.get("effect", default)),
+        roles={argument: Role(role) for argument, role in document.get("arguments", {}).items()},
+        errors_change_state=bool(document.get("errors_change_state", False)),
+    )

@@ -1,0 +1,103 @@
+"""A namespace's tools and policy: what the operator says about them, checked once, asked often."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import cached_property
+from typing import Any
+
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import SchemaError, best_match
+from referencing.exceptions import Unresolvable
+
+
+class Effect(StrEnum):
+    """What a call does to the world. Names are no annotation (`cd` writes, in one benchmark): unannotated is WRITE."""
+
+    PURE = "pure"
+    READ = "read"
+    WRITE = "write"
+
+
+class Role(StrEnum):
+    """What an argument's value means to the result."""
+
+    IDENTITY = "identity"
+    """Another value is another question: identifiers, numbers, dates, enums, expressions, names."""
+    FREE_TEXT = "free_text"
+    """Another wording can be the same question."""
+    IRRELEVANT = "irrelevant"
+    """It was never seen to change the result."""
+
+
+class Tier(StrEnum):
+    EXACT = "exact"
+    SIMILAR = "similar"
+    APPROXIMATE = "approximate"
+    MISS = "miss"
+
+
+class NamespaceInvalid(ValueError):
+    """A toolset that cannot be used: a broken JSON schema, a tool twice, a role for an argument that is not there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tool:
+    """One tool: its JSON schema and what is known of its effect and arguments."""
+
+    name: str
+    description: str = ""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    effect: Effect = Effect.WRITE
+    roles: Mapping[str, Role] = field(default_factory=dict)
+    """The operator's word, by argument."""
+    errors_change_state: bool = False
+
+    def __post_init__(self) -> None:
+        try:
+            Draft202012Validator.check_schema(dict(self.parameters))
+        except SchemaError as error:
+            raise NamespaceInvalid(f"tool {self.name}: its parameters are no JSON schema: {error.message}") from error
+        unknown = set(self.roles) - set(self.properties)
+        if unknown:
+            raise NamespaceInvalid(f"tool {self.name}: role given for {sorted(unknown)}, not among its parameters")
+
+    @property
+    def properties(self) -> Mapping[str, Any]:
+        properties: Mapping[str, Any] = self.parameters.get("properties", {})
+        return properties
+
+    @property
+    def reads(self) -> bool:
+        return self.effect is not Effect.WRITE
+
+    @cached_property
+    def _validator(self) -> Draft202012Validator:
+        return Draft202012Validator(dict(self.parameters))
+
+    def violation(self, arguments: Mapping[str, Any]) -> str | None:
+        """What is wrong with these arguments by the tool's schema; None if nothing is."""
+        try:
+            error = best_match(self._validator.iter_errors(arguments))
+        except Unresolvable as reference:
+            return f"the schema of {self.name} refers to something outside itself: {reference}"
+        if error is None:
+            return None
+        where = ".".join(["arguments", *(str(each) for each in error.absolute_path)])
+        return f"{where}: {error.message}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Namespace:
+    """The unit of isolation: a toolset, its recordings and the policy by which they are served."""
+
+    name: str
+    tools: Mapping[str, Tool]
+    tiers: frozenset[Tier] = frozenset({Tier.EXACT, Tier.SIMILAR})
+    similar_threshold: float = 0.8
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.similar_threshold <= 1.0:
+            raise NamespaceInvalid(f"similar_threshold is {self.similar_threshold}; it must lie in 0..1")

@@ -1,0 +1,1 @@
+"""HTTP: routes, problems, and the translation between messages and the core. Decides nothing."""

@@ -1,0 +1,1 @@
+"""Train tool-calling models on cached tool results."""
