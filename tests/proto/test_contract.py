@@ -12,6 +12,7 @@ import msgspec
 import pytest
 from google.protobuf import json_format
 from grpc_tools import protoc
+
 from toolcache_client import messages as wire
 
 PROTO = Path(__file__).parents[2] / "proto"
@@ -57,9 +58,7 @@ EVERY_MESSAGE = [
     wire.RecordRequest(
         namespace="shop",
         items=(
-            wire.RecordItem(
-                tool="t", arguments={"a": 1}, environment="shop@1", result=RESULT, state="a", rollout="r"
-            ),
+            wire.RecordItem(tool="t", arguments={"a": 1}, environment="shop@1", result=RESULT, state="a", rollout="r"),
         ),
     ),
     wire.RecordReply(items=(wire.Recorded(outcome="refused", entry="e", state_after="b", detail="why"),)),

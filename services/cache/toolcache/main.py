@@ -44,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _settings(arguments: argparse.Namespace) -> Settings:
     settings = Settings.read(os.environ)
     given = {name: getattr(arguments, name, None) for name in ("host", "port", "store", "url")}
+    if given["store"] is not None and given["url"] is None:
+        given["url"] = ""  # a flag wins over the environment, also where it names the other kind of place
     return replace(settings, **{name: value for name, value in given.items() if value is not None})
 
 
@@ -88,7 +90,16 @@ def _run(arguments: argparse.Namespace, settings: Settings) -> None:
                 )
             )
             if arguments.json is not None:
-                arguments.json.write_text(json.dumps(found.as_json(), indent=2) + "\n", encoding="utf-8")
+                _write(arguments.json, json.dumps(found.as_json(), indent=2) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    from toolcache.commands.failure import CommandFailed
+
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise CommandFailed(f"{path}: cannot be written ({error.strerror}); name another with --json") from error
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -122,7 +133,7 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recordings", type=Path, help="NDJSON of OpenAI chat trajectories, .gz too")
     parser.add_argument("--tools", type=Path, help="tool schemas (default: NAME_tools.json beside the recordings)")
     parser.add_argument("--namespace", help="namespace to fill (default: each record's `domain`)")
-    parser.add_argument("--domain", help="which of the tool file's domains to use")
+    parser.add_argument("--domain", help="import this domain only, of tools and recordings")
     _add_place(parser)
 
 

@@ -9,11 +9,13 @@ connection, a timeout and a 5xx are retried a bounded number of times with growi
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, Literal, Self, TypeVar
+from urllib.parse import quote
 
 import httpx
 import msgspec
@@ -70,6 +72,12 @@ class _Request(Generic[_R]):
         }
 
 
+class _Health(msgspec.Struct):
+    """What /healthz says; too small for the contract, enough to tell the service from another."""
+
+    status: Literal["ok"]
+
+
 def _reader(reply: type[_R]) -> Callable[[bytes], _R]:
     return msgspec.json.Decoder(reply).decode
 
@@ -80,29 +88,65 @@ _read_namespaces = _reader(Namespaces)
 _read_spec = _reader(NamespaceSpec)
 _read_stats = _reader(Stats)
 _read_import = _reader(ImportReport)
+_read_health = _reader(_Health)
 _encode = msgspec.json.Encoder().encode
 
 
-def _nothing(_: bytes) -> None:
-    return None
+def _nothing(body: bytes) -> None:
+    """The reply of an endpoint that says nothing; a page of some other server is none."""
+    if body:
+        raise msgspec.ValidationError("expected an empty reply")
+
+
+def _healthy(body: bytes) -> None:
+    _read_health(body)
 
 
 def _lookup(namespace: str, items: Sequence[LookupItem]) -> _Request[LookupReply]:
-    body = _encode(LookupRequest(namespace=namespace, items=tuple(items)))
+    body = _sendable(LookupRequest(namespace=namespace, items=tuple(items)))
     return _Request(method="POST", path="/v1/lookup", content=body, read=_read_lookup)
 
 
 def _record(namespace: str, items: Sequence[RecordItem]) -> _Request[RecordReply]:
-    body = _encode(RecordRequest(namespace=namespace, items=tuple(items)))
+    body = _sendable(RecordRequest(namespace=namespace, items=tuple(items)))
     return _Request(method="POST", path="/v1/record", content=body, read=_read_record)
 
 
+def _sendable(request: LookupRequest | RecordRequest) -> bytes:
+    """The request as JSON. Raises CacheRefused for what JSON cannot say, which the encoder would send as null."""
+    items: Sequence[LookupItem | RecordItem] = request.items
+    for i, item in enumerate(items):
+        if not _is_finite(item.arguments):
+            raise _unsendable(f"item {i}: the arguments of {item.tool!r} hold NaN or infinity, which JSON cannot say")
+    try:
+        return _encode(request)
+    except UnicodeEncodeError as error:
+        raise _unsendable(f"a text of the request is not Unicode ({error})") from error
+
+
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, dict | list | tuple):
+        return all(_is_finite(each) for each in (value.values() if isinstance(value, dict) else value))
+    return True
+
+
+def _unsendable(detail: str) -> CacheRefused:
+    return CacheRefused(status=400, code="malformed_body", detail=detail)
+
+
 def _put_namespace(name: str, spec: NamespaceSpec) -> _Request[None]:
-    return _Request(method="PUT", path=f"/v1/namespaces/{name}", content=_encode(spec), read=_nothing)
+    return _Request(method="PUT", path=_path_of(name), content=_encode(spec), read=_nothing)
 
 
 def _get_namespace(name: str) -> _Request[NamespaceSpec]:
-    return _Request(method="GET", path=f"/v1/namespaces/{name}", read=_read_spec)
+    return _Request(method="GET", path=_path_of(name), read=_read_spec)
+
+
+def _path_of(namespace: str) -> str:
+    # Quoted whole, or "a?b" would create the namespace "a".
+    return f"/v1/namespaces/{quote(namespace, safe='')}"
 
 
 def _import(namespace: str | None, lines: Iterable[bytes]) -> _Request[ImportReport]:
@@ -127,7 +171,7 @@ def _stats(namespace: str) -> _Request[Stats]:
     return _Request(method="GET", path="/v1/stats", params={"namespace": namespace}, read=_read_stats)
 
 
-_HEALTH: _Request[None] = _Request(method="GET", path="/healthz", read=_nothing)
+_HEALTH: _Request[None] = _Request(method="GET", path="/healthz", read=_healthy)
 _NAMESPACES = _Request(method="GET", path="/v1/namespaces", read=_read_namespaces)
 
 
@@ -154,13 +198,27 @@ def _checked(recorded: Sequence[Recorded]) -> list[Recorded]:
     return list(recorded)
 
 
-def _unavailable(url: str, timeout_s: float, error: Exception | None, status: int | None) -> CacheUnavailable:
-    why = f"status {status}" if status is not None else f"{type(error).__name__}: {error}"
+def _unavailable(
+    url: str, timeout_s: float, error: Exception | None, response: httpx.Response | None
+) -> CacheUnavailable:
     tries = len(RETRY_PAUSES_S) + 1
+    if response is not None:
+        return CacheUnavailable(
+            f"cache {url}: refused {tries} times with status {response.status_code}{_why(response)}"
+        )
     return CacheUnavailable(
-        f"cache {url}: no answer after {tries} tries of up to {timeout_s:g} s ({why}). "
+        f"cache {url}: no answer after {tries} tries of up to {timeout_s:g} s ({type(error).__name__}: {error}). "
         "Is it running? Start it with `toolcache serve`, or check the URL."
     )
+
+
+def _why(response: httpx.Response) -> str:
+    """What the service said of its own failure, which knows best what to do."""
+    try:
+        problem = msgspec.json.decode(response.content, type=Problem)
+    except msgspec.MsgspecError:
+        return "; something between here and the service may have answered for it: check the URL"
+    return f" ({problem.code}: {problem.detail})"
 
 
 def _is_worth_retrying(status: int) -> bool:
@@ -223,20 +281,20 @@ class AsyncCacheClient:
         await self.aclose()
 
     async def _send(self, request: _Request[_R]) -> _R:
-        failed: httpx.TransportError | None = None
-        status: int | None = None
+        failed: httpx.RequestError | None = None
+        response: httpx.Response | None = None
         for pause_s in (*RETRY_PAUSES_S, None):
             try:
                 response = await self._http.request(**request.as_httpx(self._timeout_s))
-            except httpx.TransportError as error:
-                failed, status = error, None
+            except httpx.RequestError as error:
+                failed, response = error, None
             else:
                 if not _is_worth_retrying(response.status_code):
                     return _result(request, response, self.url)
-                failed, status = None, response.status_code
+                failed = None
             if pause_s is not None:
                 await asyncio.sleep(pause_s)
-        raise _unavailable(self.url, request.patience_s(self._timeout_s), failed, status) from failed
+        raise _unavailable(self.url, request.patience_s(self._timeout_s), failed, response) from failed
 
 
 class CacheClient:
@@ -294,17 +352,17 @@ class CacheClient:
         self.close()
 
     def _send(self, request: _Request[_R]) -> _R:
-        failed: httpx.TransportError | None = None
-        status: int | None = None
+        failed: httpx.RequestError | None = None
+        response: httpx.Response | None = None
         for pause_s in (*RETRY_PAUSES_S, None):
             try:
                 response = self._http.request(**request.as_httpx(self._timeout_s))
-            except httpx.TransportError as error:
-                failed, status = error, None
+            except httpx.RequestError as error:
+                failed, response = error, None
             else:
                 if not _is_worth_retrying(response.status_code):
                     return _result(request, response, self.url)
-                failed, status = None, response.status_code
+                failed = None
             if pause_s is not None:
                 time.sleep(pause_s)
-        raise _unavailable(self.url, request.patience_s(self._timeout_s), failed, status) from failed
+        raise _unavailable(self.url, request.patience_s(self._timeout_s), failed, response) from failed

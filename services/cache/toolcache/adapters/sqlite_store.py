@@ -194,7 +194,9 @@ class _Writer:
         self._thread.start()
 
     def submit(self, work: Callable[[sqlite3.Connection], _T]) -> Future[_T]:
-        """Resolves after the commit that holds the work."""
+        """Resolves after the commit that holds the work. Raises StoreUnavailable after `close`."""
+        if not self._thread.is_alive():
+            raise StoreUnavailable(f"store {self._path}: it is closed")
         future: Future[_T] = Future()
         self._queue.put((work, future))
         return future
@@ -214,7 +216,8 @@ class _Writer:
                     ends = True
                     break
                 group.append(following)
-            self._commit(group)
+            # From here on nobody can cancel: a caller that gave up before is left out, one that does later is too late.
+            self._commit([each for each in group if each[1].set_running_or_notify_cancel()])
             if ends:
                 return
 
@@ -227,16 +230,18 @@ class _Writer:
                 try:
                     results = [work(self._db) for work, _ in group]
                     self._db.execute("COMMIT")
-                except BaseException:
-                    self._db.execute("ROLLBACK")
-                    raise
+                finally:
+                    if self._db.in_transaction:  # SQLite rolls back by itself when the disk is full
+                        self._db.execute("ROLLBACK")
         except BaseException as error:  # noqa: BLE001 - whatever it was belongs to the callers, the thread must live
-            if len(group) == 1:
-                group[0][1].set_exception(error)
-            else:
-                # One caller's bad rows are no reason to refuse the others'.
+            if len(group) > 1 and not isinstance(error.__cause__, sqlite3.OperationalError):
+                # One caller's bad rows are no reason to refuse the others'. A lock or a full disk is: it would only be
+                # waited for again, once a caller.
                 for each in group:
                     self._commit([each])
+                return
+            for _, future in group:
+                future.set_exception(error)
             return
         for (_, future), result in zip(group, results, strict=True):
             future.set_result(result)

@@ -49,7 +49,7 @@ def toolsets(path: Path) -> dict[str, Toolset]:
     by_domain = document if _is_by_domain(document) else {"": document}
     try:
         return {domain: _toolset(domain, each) for domain, each in by_domain.items()}
-    except (NamespaceInvalid, KeyError, TypeError, ValueError) as error:
+    except (NamespaceInvalid, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ToolFileInvalid(f"{path}: not in OpenAI's tool format ({type(error).__name__}: {error})") from error
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
@@ -55,7 +56,8 @@ async def import_(
             await _put(client, name, toolset, console)
         with _progress(console) as progress:
             bar = progress.add_task("importing", total=size)
-            damaged = await _send_all(client, recordings, namespace, total, lambda n: progress.update(bar, completed=n))
+            wanted = (line for line in lines(recordings) if domain is None or _is_of(line, domain))
+            damaged = await _send_all(client, wanted, namespace, total, lambda n: progress.update(bar, completed=n))
             learning = progress.add_task("learning", total=len(total.namespaces))
             for name in sorted(total.namespaces):
                 await client.calibrate(name)
@@ -95,13 +97,33 @@ async def _put(client: AsyncCacheClient, name: str, toolset: Toolset, console: C
         )
 
 
+class _Domain(msgspec.Struct):
+    """Of a recorded trajectory only this."""
+
+    domain: str | None = None
+
+
+_domain = msgspec.json.Decoder(_Domain)
+
+
+def _is_of(line: Line, domain: str) -> bool:
+    """Whether the line is to be sent: what cannot be read is, so that the service tells and counts it."""
+    try:
+        return _domain.decode(line.text).domain in (None, domain)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return True
+
+
 async def _send_all(
-    client: AsyncCacheClient, recordings: Path, namespace: str | None, total: _Total, progress: Callable[[int], None]
+    client: AsyncCacheClient,
+    reading: Iterator[Line],
+    namespace: str | None,
+    total: _Total,
+    progress: Callable[[int], None],
 ) -> RecordingsUnreadable | None:
-    """Send the file piece by piece. A damaged file ends it early: returned, after what could be read was sent."""
+    """Send the lines piece by piece. A damaged file ends it early: returned, after what could be read was sent."""
     piece: list[Line] = []
     damaged: RecordingsUnreadable | None = None
-    reading = lines(recordings)
     while True:
         try:
             line = next(reading, None)

@@ -20,8 +20,10 @@ def serve(settings: Settings) -> None:
     host, port = listener.getsockname()[:2]
     config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=10)
     log("serving", url=f"http://{host}:{port}", store=str(settings.store))
-    uvicorn.Server(config).run(sockets=[listener])
-    log("stopped")
+    try:
+        uvicorn.Server(config).run(sockets=[listener])
+    finally:  # uvicorn raises the interrupt again once it has stopped
+        log("stopped")
 
 
 def _listener(host: str, port: int) -> socket.socket:
@@ -31,6 +33,8 @@ def _listener(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
-    except OSError as error:
-        raise CommandFailed(f"cannot listen on {host}:{port} ({error.strerror}); choose another with --port") from error
+        listener.listen()  # only now is the port taken: two programs may bind one with SO_REUSEADDR
+    except (OSError, OverflowError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise CommandFailed(f"cannot listen on {host}:{port} ({why}); choose another with --port") from error
     return listener

@@ -46,7 +46,10 @@ class ToolAudit:
 
 @dataclass(slots=True, kw_only=True)
 class Audit:
-    """What a replay found. `tiers` has the tiers that serve; `misses` counts the rest by reason."""
+    """What a replay found. `tiers` has the tiers that serve; `misses` counts the rest by reason.
+
+    A call that cannot be asked, or whose recording ends before its result, is a miss: what is true of it is not known.
+    """
 
     namespace: str
     rollouts: int = 0
@@ -90,7 +93,7 @@ async def audit(
     for recorded in replayed:
         found.rollouts += 1
         calls = list(placed(namespace, recorded))
-        answers = await cache.lookup(namespace.name, [_question(recorded, one) for one in calls if one.call])
+        answers = await cache.lookup(namespace.name, [_question(recorded, one) for one in calls if not one.reason])
         wrong = _tally(found, calls, iter(answers))
         found.contaminated_rollouts += wrong > 0
         progress()
@@ -114,7 +117,7 @@ def _tally(found: Audit, calls: Sequence[Placed], answers: Iterable[Answered]) -
         found.calls += 1
         tool = found.tools[one.step.tool]
         tool.calls += 1
-        answer = next(remaining).answer if one.call else None
+        answer = None if one.reason else next(remaining).answer
         match answer:
             case None:
                 found.misses[one.reason] += 1

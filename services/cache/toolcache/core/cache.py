@@ -13,7 +13,7 @@ from typing import Any
 from toolcache.core import calibration, tiers
 from toolcache.core.calls import Call, call_digest, entry_key, scope
 from toolcache.core.canonical import NotCanonical
-from toolcache.core.entries import Entry, Outcome, Result
+from toolcache.core.entries import MOST_SECONDS, Entry, Outcome, Result
 from toolcache.core.ports import Embedder, EmbedderUnavailable, Store, Vector, VectorIndex
 from toolcache.core.profile import Profile, unlearned
 from toolcache.core.roles import guard, text_of
@@ -105,7 +105,14 @@ class _Known:
     profiles: Mapping[str, Profile]
 
     def profile(self, tool: Tool) -> Profile:
-        return self.profiles.get(tool.name) or unlearned(tool)
+        """What was learned, under the operator's word of today: roles may have been given since."""
+        learned = self.profiles.get(tool.name)
+        return unlearned(tool) if learned is None else learned.under(tool.roles, self.namespace.similar_threshold)
+
+    def needs_vectors_now(self, tool: str) -> bool:
+        profile = self.profile(self.namespace.tools[tool])
+        rewords = Tier.SIMILAR in self.namespace.tiers and profile.serves_rewordings
+        return rewords or Tier.APPROXIMATE in self.namespace.tiers
 
 
 @dataclass(slots=True, kw_only=True)
@@ -164,7 +171,7 @@ class ToolCache:
         known = await self._of(namespace)
         answered: dict[int, Answered] = {}
         for wave in _waves(questions):
-            states = {i: answered[i - 1].state_after if questions[i].follows else _state(questions[i]) for i in wave}
+            states = {i: _state(questions[i], answered.get(i - 1)) for i in wave}
             answered |= await self._answer(known, {i: questions[i] for i in wave}, states)
         self._count(namespace, questions, answered)
         return [answered[i] for i in range(len(questions))]
@@ -203,14 +210,21 @@ class ToolCache:
             passed = await self._store.with_guard(known.namespace.name, digest)
             one.candidates = [entry for entry in passed if not entry.result.is_error]
             one.equal = tiers.equal_where_it_matters(one.call, one.candidates, one.profile)
-        with_candidates = [one for one in asked if one.candidates]
-        vectors = await self._vectors([one for one in with_candidates if one.equal is None])
-        for one in with_candidates:
-            if one.equal is None and vectors is None:
-                one.answer = Miss(reason=Reason.NO_VECTORS, detail="the embedder gave no answer; exact answers go on")
-                continue
-            best = one.equal or await self._nearest_of(known, one, (vectors or {})[id(one)])
-            one.answer = tiers.similar(one.call, best, one.profile, threshold=known.namespace.similar_threshold)
+            if one.equal is not None:
+                one.answer = tiers.similar(
+                    one.call, one.equal, one.profile, threshold=known.namespace.similar_threshold
+                )
+            elif one.candidates and not one.profile.serves_rewordings:
+                one.answer = tiers.below_floor(Reason.FREE_TEXT, one.profile)  # before the encoder, which costs most
+        reworded = [one for one in asked if one.candidates and _misses(one, Reason.NOT_RECORDED)]
+        vectors = await self._vectors(reworded)
+        for one in reworded:
+            best = None if vectors is None else await self._nearest_of(known, one, vectors[id(one)])
+            if best is None:
+                detail = "no vectors to compare; exact answers go on, and calibrating makes what vectors are missing"
+                one.answer = Miss(reason=Reason.NO_VECTORS, detail=detail)
+            else:
+                one.answer = tiers.similar(one.call, best, one.profile, threshold=known.namespace.similar_threshold)
 
     async def _nearest_of(self, known: _Known, one: _Asked, vector: Vector) -> Candidate | None:
         partition = (known.namespace.name, one.tool.name)
@@ -221,7 +235,11 @@ class ToolCache:
 
     async def _approximate(self, known: _Known, asked: Sequence[_Asked]) -> None:
         guessable = [
-            one for one in asked if one.tool.reads and Tier.APPROXIMATE in known.namespace.tiers & one.question.tiers
+            one
+            for one in asked
+            if one.tool.reads
+            and Tier.APPROXIMATE in known.namespace.tiers & one.question.tiers
+            and not _misses(one, Reason.INVALID_ARGUMENTS)  # a live call would be an error, and errors are not guessed
         ]
         missing: list[_Asked] = []
         for one in guessable:
@@ -294,6 +312,8 @@ class ToolCache:
             call = Call.of(recording.tool, recording.arguments)
         except NotCanonical as error:
             raise CallRefused(f"arguments of {recording.tool}: {error}") from error
+        if not 0.0 <= recording.result.took_s <= MOST_SECONDS:
+            raise CallRefused(f"result of {recording.tool}: took_s must lie in 0..{MOST_SECONDS:g}")
         try:
             recording.result.content.encode()
             recording.environment.encode()
@@ -316,13 +336,8 @@ class ToolCache:
         )
 
     async def _embed_new(self, known: _Known, entries: Sequence[Entry]) -> None:
-        """Vectors for new entries. Without an embedder they come with the next calibration instead."""
-        wanted = [
-            entry
-            for entry in entries
-            if entry.guard
-            and calibration.wants_vectors(known.namespace, known.profile(known.namespace.tools[entry.tool]))
-        ]
+        """Vectors for new entries that could be served by them at once. The others get theirs when calibrating."""
+        wanted = [entry for entry in entries if entry.guard and known.needs_vectors_now(entry.tool)]
         if not wanted:
             return
         try:
@@ -452,7 +467,10 @@ def _waves(questions: Sequence[Question]) -> list[list[int]]:
     return waves
 
 
-def _state(question: Question) -> str:
+def _state(question: Question, previous: Answered | None) -> str:
+    """The state to look up in; "" where it is not known, as for a batch's first item if that follows another."""
+    if question.follows:
+        return "" if previous is None else previous.state_after
     return question.state or initial_state(question.environment)
 
 
@@ -467,6 +485,10 @@ def _asked(known: _Known, question: Question, state: str) -> _Asked | Miss:
     except NotCanonical as error:
         return Miss(reason=Reason.NOT_CANONICAL, detail=str(error))
     return _Asked(question=question, state=state, tool=tool, call=call, profile=known.profile(tool))
+
+
+def _misses(one: _Asked, reason: Reason) -> bool:
+    return isinstance(one.answer, Miss) and one.answer.reason is reason
 
 
 def _answered(one: _Asked) -> Answered:

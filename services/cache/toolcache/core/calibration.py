@@ -6,6 +6,7 @@ rules used here are those of a lookup (tiers.py), so the number describes the an
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -41,7 +42,7 @@ class Lesson:
 
 def wants_vectors(namespace: Namespace, profile: Profile) -> bool:
     """Whether entries of the tool can be needed by vector at all."""
-    by_words = Tier.SIMILAR in namespace.tiers and profile.can_be_similar
+    by_words = Tier.SIMILAR in namespace.tiers and profile.can_reword
     return by_words or Tier.APPROXIMATE in namespace.tiers
 
 
@@ -69,7 +70,11 @@ def measured(lesson: Lesson, namespace: Namespace, nearest: Nearest) -> Profile:
     if lesson.tool.reads:
         for reason, right in _answers(lesson, namespace, nearest):
             evidence[reason] = evidence[reason].plus(right=right)
-    return replace(lesson.profile, evidence={reason: each for reason, each in evidence.items() if each.served})
+    return replace(
+        lesson.profile,
+        evidence={reason: each for reason, each in evidence.items() if each.served},
+        similar_threshold=namespace.similar_threshold,
+    )
 
 
 def _answers(lesson: Lesson, namespace: Namespace, nearest: Nearest) -> Iterator[tuple[Reason, bool]]:
@@ -79,7 +84,7 @@ def _answers(lesson: Lesson, namespace: Namespace, nearest: Nearest) -> Iterator
         by_call[entry.call_digest].append(entry)
         if entry.guard:
             by_guard[entry.guard].append(entry)
-    step = max(1, len(lesson.entries) // MOST_QUESTIONS)
+    step = max(1, math.ceil(len(lesson.entries) / MOST_QUESTIONS))
     for entry in lesson.entries[::step]:
         similar = _similar_answer(entry, by_guard.get(entry.guard, []), lesson.profile, namespace, nearest)
         if similar is not None:

@@ -25,11 +25,14 @@ class Call:
 
 
 def scope(tool: Tool, environment: str, state: str) -> str:
-    """Where a tool's results hold: a pure tool's anywhere in the environment, another's in one state only.
+    """Where a tool's results hold: a pure tool's anywhere in the environment, another's in one state of it only.
 
-    The environment stays even for pure tools, because it fingerprints the code that computes the result.
+    The environment stays even for pure tools, because it fingerprints the code that computes the result. It stays
+    beside a state too: a state is the caller's word, and two environments may be given the same one.
     """
-    return digest("toolcache/pure/1", environment) if tool.effect is Effect.PURE else state
+    if tool.effect is Effect.PURE:
+        return digest("toolcache/pure/1", environment)
+    return digest("toolcache/scope/1", environment, state)
 
 
 def entry_key(scope: str, call: Call) -> str:

@@ -1,21 +1,26 @@
 """One text for every JSON value that means the same: RFC 8785 (JCS), and digests over it.
 
 RFC 8785 orders keys by UTF-16 code units and writes numbers as ECMAScript does, so 1, 1.0 and 1e0 are one number.
-It has no form for integers beyond 2^53, which tools do use as identifiers; those we write out digit by digit. Equal
-texts still mean equal numbers, so no two different calls can share a key (DECISIONS 3).
+It has no form for integers beyond 2^53, which tools do use as identifiers; those we write out digit by digit. So that
+no float shares its digits with another integer (RFC 8785 pads 2.0^60 with zeros: ...846976.0 becomes ...847000), whole
+floats between 2^53 and 1e21 are written out too. Then equal texts mean equal numbers, and no two different calls can
+share a key (DECISIONS 3).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
+from json.encoder import encode_basestring
 from typing import Any
 
 import rfc8785
 
 MAX_DEPTH = 64
 """Deepest nesting of arguments that is accepted; real tool schemas stay below ten."""
-_LARGEST_EXACT_INTEGER = 2**53 - 1
+_FIRST_EXPONENT = 1e21
+"""From here on ECMAScript writes floats with an exponent, which no integer has."""
 
 
 class NotCanonical(ValueError):
@@ -30,11 +35,12 @@ def canonical_json(value: Any) -> str:
     >>> canonical_json({"b": 1.0, "a": [True, None, 2**60]})
     '{"a":[true,null,1152921504606846976],"b":1}'
     """
-    _check_depth(value)
     try:
-        return _with_own_integers(value) if _has_large_integer(value) else rfc8785.dumps(value).decode()
-    except (rfc8785.CanonicalizationError, UnicodeEncodeError) as error:
+        text = _written(value, MAX_DEPTH)
+        text.encode()
+    except ValueError as error:  # of rfc8785 for NaN, of encode for a surrogate, of str for more than 4,300 digits
         raise NotCanonical(str(error)) from error
+    return text
 
 
 def canonical_text(text: str) -> str:
@@ -65,28 +71,29 @@ def digest(*parts: str) -> str:
     return hasher.hexdigest()
 
 
-def _check_depth(value: Any, levels: int = MAX_DEPTH) -> None:
-    """Raises NotCanonical before anything recursive meets a value that is nested too deeply."""
+def _written(value: Any, levels: int) -> str:
+    """The text of a value that may nest so many levels more. One pass, since results can be long."""
     if levels < 0:
         raise NotCanonical(f"nested deeper than {MAX_DEPTH} levels")
-    if isinstance(value, dict | list | tuple):
-        for each in value.values() if isinstance(value, dict) else value:
-            _check_depth(each, levels - 1)
+    match value:
+        case str():
+            return encode_basestring(value)  # escapes as RFC 8785 does: only what JSON demands
+        case dict():
+            keys = sorted(value) if all(map(str.isascii, value)) else _by_utf16(value)
+            return "{" + ",".join([f"{encode_basestring(k)}:{_written(value[k], levels - 1)}" for k in keys]) + "}"
+        case list() | tuple():
+            return "[" + ",".join([_written(each, levels - 1) for each in value]) + "]"
+        case True | False | None:
+            return {True: "true", False: "false", None: "null"}[value]
+        case int():
+            return str(value)
+        case float():
+            is_whole = abs(value) < _FIRST_EXPONENT and value.is_integer()
+            return str(int(value)) if is_whole else rfc8785.dumps(value).decode()
+        case _:
+            raise NotCanonical(f"{type(value).__name__} is no JSON value")
 
 
-def _has_large_integer(value: Any) -> bool:
-    if isinstance(value, dict | list | tuple):
-        return any(_has_large_integer(each) for each in (value.values() if isinstance(value, dict) else value))
-    return type(value) is int and abs(value) > _LARGEST_EXACT_INTEGER
-
-
-def _with_own_integers(value: Any) -> str:
-    if isinstance(value, dict):
-        # The key order of RFC 8785: by UTF-16 code units, big-endian bytes compare alike.
-        keys = sorted(value, key=lambda key: key.encode("utf-16-be"))
-        return "{" + ",".join(f"{canonical_json(key)}:{_with_own_integers(value[key])}" for key in keys) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ",".join(_with_own_integers(each) for each in value) + "]"
-    if type(value) is int and abs(value) > _LARGEST_EXACT_INTEGER:
-        return str(value)
-    return rfc8785.dumps(value).decode()
+def _by_utf16(keys: Iterable[str]) -> list[str]:
+    """The key order of RFC 8785: by UTF-16 code units, whose big-endian bytes compare alike."""
+    return sorted(keys, key=lambda key: key.encode("utf-16-be"))

@@ -9,6 +9,9 @@ from typing import Any
 
 from toolcache.core.canonical import canonical_text, digest
 
+MOST_SECONDS = 1e9
+"""Longest duration of a call that is believed, 32 years: sums of them stay finite."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:

@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from toolcache.core.cache import CallRefused, Recording, ToolCache, UnknownNamespace
+from toolcache.core.cache import Recording, ToolCache, UnknownNamespace
 from toolcache.core.calls import Call
 from toolcache.core.canonical import NotCanonical
 from toolcache.core.state import initial_state, state_after
-from toolcache.core.tools import Namespace
+from toolcache.core.tools import Namespace, Tool
 from toolcache.core.trajectories import Step, Trajectory, TrajectoryInvalid, trajectory
 
 MOST_REJECTS = 100
@@ -40,7 +40,9 @@ class ImportReport:
     def reject(self, line: int, reason: str, detail: str) -> None:
         self.rejected[reason] += 1
         if len(self.rejects) < MOST_REJECTS:
-            self.rejects.append(Reject(line=line, reason=reason, detail=detail))
+            # A lone surrogate of the line can stand in the detail, and no reply can carry it.
+            tellable = detail.encode("utf-8", "backslashreplace").decode()
+            self.rejects.append(Reject(line=line, reason=reason, detail=tellable))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,21 +59,28 @@ class Placed:
 def placed(namespace: Namespace, recorded: Trajectory) -> Iterator[Placed]:
     """The trajectory's calls, each in the state its own history led to.
 
-    An unparsable call ran nowhere and changes nothing. A call to a tool the namespace does not know counts as a
-    write. A write whose result was not recorded leaves the state unknown: everything after it is rejected, for a
-    result in an unknown state is no knowledge.
+    A call to a tool the namespace does not know counts as a write. A write whose result was not recorded, or that
+    succeeded though its arguments have no canonical form, leaves the state unknown: everything after it is rejected,
+    for a result in an unknown state is no knowledge. An unparsable call without a success ran nowhere.
     """
     state = initial_state(recorded.environment)
     for step in recorded.steps:
         one = _placed(namespace, step, state)
         yield one
-        if one.call is None and one.reason != "unknown_tool":
-            continue
-        tool = namespace.tools.get(step.tool)
-        if step.result is None:
-            state = state if tool is not None and tool.reads else ""
-        elif state and one.call is not None:
-            state = state_after(state, one.call, tool=tool, is_error=step.result.is_error)
+        state = _state_after(one, namespace.tools.get(step.tool))
+
+
+def _state_after(one: Placed, tool: Tool | None) -> str:
+    """The state after a recorded call; "" where it is not known."""
+    result = one.step.result
+    if not one.state or (tool is not None and tool.reads):
+        return one.state
+    if result is None:
+        return one.state if one.step.arguments is None else ""
+    if one.call is not None:
+        return state_after(one.state, one.call, tool=tool, is_error=result.is_error)
+    changed_nothing = result.is_error and not (tool is not None and tool.errors_change_state)
+    return one.state if changed_nothing else ""
 
 
 def _placed(namespace: Namespace, step: Step, state: str) -> Placed:
@@ -134,5 +143,6 @@ async def _import(
     report.calls += len(recorded.steps)
     for outcome in await cache.record(namespace.name, recordings):
         if outcome.outcome is None:
-            raise CallRefused(outcome.refused)
-        report.outcomes[outcome.outcome] += 1
+            report.reject(number, "refused", outcome.refused)
+        else:
+            report.outcomes[outcome.outcome] += 1

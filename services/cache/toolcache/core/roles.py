@@ -26,14 +26,19 @@ SENTENCE_WORDS = 4
 _WORD = re.compile(r"[^\W\d_]{2,}")
 
 
-def schema_role(name: str, schema: Mapping[str, Any]) -> Role:
+def schema_role(name: str, schema: Mapping[str, Any] | bool) -> Role:
     """The role an argument has by its JSON schema alone. Anything but a plain string is identity.
 
     >>> schema_role("query", {"type": "string"}), schema_role("query", {"type": "string", "enum": ["a"]})
     (<Role.FREE_TEXT: 'free_text'>, <Role.IDENTITY: 'identity'>)
     """
-    is_plain_string = schema.get("type") == "string" and not {"enum", "const", "format", "pattern"} & set(schema)
-    return Role.FREE_TEXT if is_plain_string and name.lower() in FREE_TEXT_NAMES else Role.IDENTITY
+    return Role.FREE_TEXT if _is_plain_string(schema) and name.lower() in FREE_TEXT_NAMES else Role.IDENTITY
+
+
+def _is_plain_string(schema: Mapping[str, Any] | bool) -> bool:
+    if isinstance(schema, bool):  # JSON schema's "anything" and "nothing"
+        return False
+    return schema.get("type") == "string" and not {"enum", "const", "format", "pattern"} & set(schema)
 
 
 def data_role(values: Sequence[Any]) -> Role | None:
@@ -55,7 +60,7 @@ def roles(tool: Tool, values: Mapping[str, Sequence[Any]], irrelevant: frozenset
     found: dict[str, Role] = {}
     for name, schema in tool.properties.items():
         role = schema_role(name, schema)
-        if schema.get("type") == "string" and not {"enum", "const", "format", "pattern"} & set(schema):
+        if _is_plain_string(schema):
             role = data_role(values.get(name, ())) or role
         if name in irrelevant:
             role = Role.IRRELEVANT

@@ -87,11 +87,8 @@ def similar(call: Call, candidate: Candidate | None, profile: Profile, *, thresh
     reason = similar_reason(call.arguments, donor.arguments, profile.roles)
     trust = profile.trust(reason)
     if trust < SIMILAR_FLOOR:
-        return Miss(
-            reason=Reason.BELOW_FLOOR,
-            detail=f"similar answers ({reason}) of this tool have trust {trust:.2f}, floor {SIMILAR_FLOOR:g}",
-        )
-    text = adapted(donor.result.content, donor.arguments, call.arguments)
+        return below_floor(reason, profile)
+    text = adapted(donor.result.content, donor.arguments, call.arguments, profile.roles)
     return Hit(
         tier=Tier.SIMILAR,
         donor=donor,
@@ -100,6 +97,15 @@ def similar(call: Call, candidate: Candidate | None, profile: Profile, *, thresh
         reason=reason,
         score=score,
         was_adapted=text is not None,
+    )
+
+
+def below_floor(reason: Reason, profile: Profile) -> Miss:
+    """A similar answer of that kind exists, but the tool has not earned it."""
+    trust = profile.trust(reason)
+    return Miss(
+        reason=Reason.BELOW_FLOOR,
+        detail=f"similar answers ({reason}) of this tool have trust {trust:.2f}, floor {SIMILAR_FLOOR:g}",
     )
 
 

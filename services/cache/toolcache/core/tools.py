@@ -10,6 +10,7 @@ from typing import Any
 
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import SchemaError, best_match
+from referencing import Registry
 from referencing.exceptions import Unresolvable
 
 
@@ -75,7 +76,8 @@ class Tool:
 
     @cached_property
     def _validator(self) -> Draft202012Validator:
-        return Draft202012Validator(dict(self.parameters))
+        # The empty registry: without it jsonschema would fetch what a "$ref" names from the network.
+        return Draft202012Validator(dict(self.parameters), registry=Registry())
 
     def violation(self, arguments: Mapping[str, Any]) -> str | None:
         """What is wrong with these arguments by the tool's schema; None if nothing is."""
@@ -83,6 +85,10 @@ class Tool:
             error = best_match(self._validator.iter_errors(arguments))
         except Unresolvable as reference:
             return f"the schema of {self.name} refers to something outside itself: {reference}"
+        except OverflowError as error:  # of a "multipleOf" that meets an integer beyond every float
+            return f"arguments: {error}"
+        except RecursionError:
+            return f"the schema of {self.name} refers to itself without end"
         if error is None:
             return None
         where = ".".join(["arguments", *(str(each) for each in error.absolute_path)])

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from toolcache.core.entries import Result
+from toolcache.core.entries import MOST_SECONDS, Result
 
 ERROR_PREFIXES = ("Error:", "error:", "Error executing", "Traceback (most recent call last)")
 """How tools of recorded benchmarks begin an error. A result taken for an error is at worst not used."""
@@ -57,13 +57,16 @@ def trajectory(line: str | bytes) -> Trajectory:
         raise TrajectoryInvalid(f"not JSON ({error}); was the line cut off?") from error
     if not isinstance(record, dict) or not isinstance(record.get("messages"), list):
         raise TrajectoryInvalid("no object with a list of `messages`")
-    return Trajectory(
-        uid=_text(record, "uid"),
-        domain=_text(record, "domain"),
-        environment=_text(record, "environment"),
-        model=_text(record, "model"),
-        steps=tuple(_steps(record["messages"])),
-    )
+    try:
+        return Trajectory(
+            uid=_text(record, "uid"),
+            domain=_text(record, "domain"),
+            environment=_text(record, "environment"),
+            model=_text(record, "model"),
+            steps=tuple(_steps(record["messages"])),
+        )
+    except RecursionError as error:
+        raise TrajectoryInvalid("nested too deeply") from error
 
 
 def parsed_arguments(raw: Any) -> dict[str, Any]:
@@ -92,9 +95,16 @@ def _steps(messages: Sequence[Any]) -> Iterator[Step]:
     for message in messages:
         if not isinstance(message, dict) or message.get("role") != "assistant":
             continue
-        for call in message.get("tool_calls") or ():
+        for call in _calls(message):
             yield _step(call, position, results)
             position += 1
+
+
+def _calls(message: Mapping[str, Any]) -> list[Any]:
+    calls = message.get("tool_calls") or []
+    if not isinstance(calls, list):
+        raise TrajectoryInvalid(f"`tool_calls` is no list but {type(calls).__name__}")
+    return calls
 
 
 def _step(call: Any, position: int, results: Mapping[tuple[int, str], Result]) -> Step:
@@ -115,7 +125,11 @@ def _step(call: Any, position: int, results: Mapping[tuple[int, str], Result]) -
 
 
 def _results(messages: Sequence[Any]) -> dict[tuple[int, str], Result]:
-    """Results by position and id of their call. Ids may repeat in a trajectory, so the latest open call takes it."""
+    """Results by position and id of their call.
+
+    Ids may repeat: a result belongs to the latest message that has its id, and in there to the first call with that
+    id that has no result yet.
+    """
     waiting: dict[str, list[int]] = {}
     results: dict[tuple[int, str], Result] = {}
     position = 0
@@ -123,13 +137,15 @@ def _results(messages: Sequence[Any]) -> dict[tuple[int, str], Result]:
         if not isinstance(message, dict):
             raise TrajectoryInvalid("a message is no object")
         if message.get("role") == "assistant":
-            for call in message.get("tool_calls") or ():
-                waiting.setdefault(_text(call, "id") if isinstance(call, dict) else "", []).append(position)
+            asked: dict[str, list[int]] = {}
+            for call in _calls(message):
+                asked.setdefault(_text(call, "id") if isinstance(call, dict) else "", []).append(position)
                 position += 1
+            waiting |= asked
         elif message.get("role") == "tool":
             key = _text(message, "tool_call_id")
             if waiting.get(key):
-                results[waiting[key].pop(), key] = _result(message)
+                results[waiting[key].pop(0), key] = _result(message)
     return results
 
 
@@ -140,8 +156,13 @@ def _result(message: Mapping[str, Any]) -> Result:
     return Result(
         content=text,
         is_error=is_error if isinstance(is_error, bool) else text.startswith(ERROR_PREFIXES),
-        took_s=float(message["took_s"]) if isinstance(message.get("took_s"), int | float) else 0.0,
+        took_s=_seconds(message.get("took_s")),
     )
+
+
+def _seconds(value: Any) -> float:
+    """A duration as recorded; 0 where it is none, so that a slip in a log costs no result."""
+    return float(value) if isinstance(value, int | float) and 0 <= value <= MOST_SECONDS else 0.0
 
 
 def _joined(content: Any) -> str:

@@ -39,7 +39,7 @@ class Reason(StrEnum):
     BELOW_FLOOR = "below_floor"
     """miss: a similar answer exists, but the tool's measured trust is too low or too little was measured."""
     NO_VECTORS = "no_vectors"
-    """miss: the embedder is away, so only exact answers are given."""
+    """miss: the embedder is away, or was when the candidates were recorded; so only exact answers are given."""
     UNKNOWN_TOOL = "unknown_tool"
     """miss: the namespace has no such tool."""
     INVALID_ARGUMENTS = "invalid_arguments"
@@ -68,8 +68,8 @@ class Evidence:
 def trust(reason: Reason, evidence: Evidence) -> float:
     """Probability that an answer given for `reason` is right.
 
-    * recorded: 1 by construction, as long as no repetition of a call contradicted the first; then the share of
-      repetitions that agreed.
+    * recorded: 1 by construction, as long as no repetition of a call contradicted the first; then as for similar,
+      over the repetitions.
     * similar: mean of the Beta posterior from a uniform prior, (right + 1) / (served + 2) (Laplace).
     * approximate: the same from the prior Beta(1, 4), whose mean 0.2 is what guesses reach on recorded benchmarks.
 
@@ -78,7 +78,7 @@ def trust(reason: Reason, evidence: Evidence) -> float:
     """
     match reason:
         case Reason.RECORDED | Reason.CONFLICT:
-            return evidence.right / evidence.served if evidence.served else 1.0
+            return (evidence.right + 1) / (evidence.served + 2) if evidence.served else 1.0
         case Reason.FREE_TEXT | Reason.IRRELEVANT:
             return (evidence.right + 1) / (evidence.served + 2)
         case Reason.OTHER_STATE | Reason.NEAREST:

@@ -109,7 +109,10 @@ def import_report(report: ImportReport) -> wire.ImportReport:
         calls=report.calls,
         outcomes=dict(report.outcomes),
         rejected=dict(report.rejected),
-        rejects=tuple(wire.Reject(line=each.line, reason=each.reason, detail=each.detail) for each in report.rejects),
+        rejects=tuple(
+            wire.Reject(line=each.line, reason=each.reason, detail=each.detail)
+            for each in sorted(report.rejects, key=lambda reject: reject.line)  # lines are worked on side by side
+        ),
         namespaces=tuple(sorted(report.namespaces)),
     )
 

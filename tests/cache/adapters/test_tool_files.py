@@ -1,0 +1,84 @@
+"""Tool files in every accepted form, and what is said of all others."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from toolcache.adapters.tool_files import ToolFileInvalid, beside, toolsets
+from toolcache.core.tools import Effect, Role
+
+
+def function(name: str, **more: Any) -> dict[str, Any]:
+    schema = {"type": "object", "properties": {"id": {"type": "string"}}}
+    return {"type": "function", "function": {"name": name, "description": "d", "parameters": schema}, **more}
+
+
+def written(folder: Path, document: Any) -> Path:
+    path = folder / "tools.json"
+    path.write_text(document if isinstance(document, str) else json.dumps(document), encoding="utf-8")
+    return path
+
+
+def effects(folder: Path, document: Any) -> dict[str, Effect]:
+    (found,) = toolsets(written(folder, document)).values()
+    return {tool.name: tool.effect for tool in found.tools}
+
+
+def test_effects_are_read_and_unannotated_tools_are_writes_and_named(tmp_path: Path) -> None:
+    document = [function("get", effect="read"), function("add", effect="pure"), function("put")]
+    assert effects(tmp_path, document) == {"get": Effect.READ, "add": Effect.PURE, "put": Effect.WRITE}
+    assert toolsets(tmp_path / "tools.json")[""].unannotated == ("put",)
+
+
+def test_write_tools_name_the_writes_and_make_all_others_reads(tmp_path: Path) -> None:
+    document = {"tools": [function("get"), function("put"), function("add", effect="pure")], "write_tools": ["put"]}
+    assert effects(tmp_path, document) == {"get": Effect.READ, "put": Effect.WRITE, "add": Effect.PURE}
+    assert toolsets(tmp_path / "tools.json")[""].unannotated == ()
+
+
+def test_toolsets_may_stand_by_domain_and_functions_without_wrapping(tmp_path: Path) -> None:
+    bare = {"name": "get", "parameters": {"type": "object", "properties": {"q": {}}}, "arguments": {"q": "irrelevant"}}
+    found = toolsets(written(tmp_path, {"retail": [bare], "airline": {"tools": [function("book")]}}))
+    assert {name: [tool.name for tool in each.tools] for name, each in found.items()} == {
+        "retail": ["get"],
+        "airline": ["book"],
+    }
+    assert found["retail"].tools[0].roles == {"q": Role.IRRELEVANT}
+
+
+@pytest.mark.parametrize(
+    ("document", "told"),
+    [
+        ("{", "not JSON"),
+        ([{"type": "function"}], "OpenAI's tool format"),
+        ([5], "OpenAI's tool format"),
+        ({"tools": 5}, "OpenAI's tool format"),
+        ([function("get"), function("get")], "twice"),
+        ([function("get", effect="reads")], "reads"),
+        ([{"name": "get", "parameters": {"type": "objekt"}}], "no JSON schema"),
+        ([{"name": "get", "arguments": {"idd": "identity"}}], "idd"),
+        (5, "OpenAI's tool format"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_named_with_the_reason(tmp_path: Path, document: Any, told: str) -> None:
+    with pytest.raises(ToolFileInvalid, match=told) as caught:
+        toolsets(written(tmp_path, document))
+    assert "tools.json" in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ToolFileInvalid, match=r"none\.json"):
+        toolsets(tmp_path / "none.json")
+
+
+def test_the_file_beside_recordings_is_found_by_ever_shorter_names(tmp_path: Path) -> None:
+    recordings = tmp_path / "tau_bench.jsonl.gz"
+    with pytest.raises(ToolFileInvalid, match=r"tau_bench_tools\.json, tau_tools\.json, tools\.json.*--tools"):
+        beside(recordings)
+    for name in ("tools.json", "tau_tools.json", "tau_bench_tools.json"):
+        (tmp_path / name).write_text("[]")
+        assert beside(recordings) == tmp_path / name

@@ -1,0 +1,77 @@
+import asyncio
+import json
+import random
+
+from cacherl.adapters.byte_tokenizer import make_byte_tokenizer
+from cacherl.adapters.hf_tokenizer import HFTokenizer
+from cacherl.adapters.scripted_engine import ScriptedEngine
+from cacherl.evaluate.evaluate import Evaluation, evaluate
+from cacherl.reward.answer import MilestoneJudge
+from cacherl.rollout.loop import Budgets, CacheAgentLoop
+from cacherl.rollout.parser import Parser
+from cacherl.rollout.renderer import Renderer
+from cacherl.rollout.tools import writing_tools
+from cacherl.worlds.support_desk import SupportDesk, SupportSession, make_desk
+from cacherl.worlds.world import Task
+
+WORLD = SupportDesk(seed=0)
+TASKS = WORLD.tasks("held_out", 8)
+
+
+def solve(task: Task, upto: int | None = None) -> list[str]:
+    """What a perfect agent says, one completion a turn."""
+    calls = [json.dumps({"name": m.tool, "arguments": m.arguments}) for m in task.milestones[:upto]]
+    turns = [f"so\n</think>\n\n<tool_call>\n{call}\n</tool_call>" for call in calls]
+    return [*turns, f"so\n</think>\n\n{task.expected_answer}"]
+
+
+def run(by_task: dict[str, list[str]], world: SupportDesk = WORLD, turns: int = 12) -> Evaluation:
+    tokenizer = HFTokenizer(make_byte_tokenizer())
+
+    def reply(prompt: str) -> str:
+        task = next(task for task in TASKS if task.prompt in prompt)
+        return by_task[task.id][prompt.count("<|im_start|>assistant") - 1]
+
+    loop = CacheAgentLoop(
+        ScriptedEngine(tokenizer, reply),
+        Renderer(tokenizer),
+        Parser(WORLD.tools),
+        budgets=Budgets(turns=turns),
+        temperature=0,
+    )
+    judge = MilestoneJudge(writes=writing_tools(WORLD.tools))
+    return asyncio.run(evaluate(loop, world, TASKS, judge))
+
+
+def test_a_perfect_agent_succeeds_everywhere() -> None:
+    result = run({task.id: solve(task) for task in TASKS})
+    assert (result.success.value, result.process_accuracy.value, result.call_precision.value) == (1.0, 1.0, 1.0)
+    assert result.validation_reward.value > 0.99
+    assert result.success.low < 0.7  # eight tasks prove little, and the interval says so
+    assert result.stops == {"answered": len(TASKS)}
+
+
+def test_right_words_without_the_deed_are_no_success() -> None:
+    result = run({task.id: solve(task, upto=1) for task in TASKS})
+    silent = {task.id for task in TASKS if len(task.milestones) == 1 or not _writes(task)}
+    assert {o.rollout.task_id for o in result.outcomes if o.succeeded} == silent
+    expected = sum(1 / len(task.milestones) for task in TASKS) / len(TASKS)
+    assert abs(result.process_accuracy.value - expected) < 1e-9
+
+
+def test_a_rollout_that_never_answered_is_no_success_whatever_the_world_says() -> None:
+    class Lenient(SupportSession):
+        def succeeded(self, answer: str) -> bool:
+            return True
+
+    class LenientDesk(SupportDesk):
+        def open(self, task: Task) -> SupportSession:
+            return Lenient(desk=make_desk(random.Random(0)), task=task)
+
+    result = run({task.id: solve(task) for task in TASKS}, LenientDesk(seed=0), turns=1)
+    assert result.stops == {"turn_budget": len(TASKS)}
+    assert result.success.value == 0.0
+
+
+def _writes(task: Task) -> bool:
+    return any(m.tool in writing_tools(WORLD.tools) for m in task.milestones)

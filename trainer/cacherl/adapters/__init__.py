@@ -1,0 +1,1 @@
+"""One file per framework; everyone else meets it through a Protocol."""

@@ -1,0 +1,1 @@
+"""Recorded trajectories and the training examples made from them."""

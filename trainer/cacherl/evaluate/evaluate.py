@@ -1,0 +1,115 @@
+"""Plays tasks live, with the cache off, and reports success and process accuracy with their intervals.
+
+Success is the world's word: the final state is the true one and the answer says what is true. Rollouts that an
+infrastructure failure voided are counted and left out of every share.
+
+Not covered: pass^k; intervals treat the samples of one task as independent, which makes them a little too narrow
+when `samples_per_task` is above 1.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from cacherl.evaluate.intervals import Estimate, bootstrap_mean, wilson
+from cacherl.evaluate.milestones import FreeText, MilestoneMatch, match_milestones
+from cacherl.reward.answer import AnswerJudge
+from cacherl.reward.process import process_reward
+from cacherl.reward.validation import validation_reward
+from cacherl.rollout.loop import CacheAgentLoop, Episode, Progress, opening
+from cacherl.rollout.parser import CallStatus
+from cacherl.rollout.rollout import Rollout, StopReason
+from cacherl.rollout.tools import LiveTools
+from cacherl.worlds.world import Task, World, WorldSession
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """One played task."""
+
+    rollout: Rollout
+    succeeded: bool
+    milestones: MilestoneMatch
+    validation_reward: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """What was measured over all scored rollouts."""
+
+    success: Estimate
+    """Share whose final state and answer are right; Wilson interval."""
+    process_accuracy: Estimate
+    """Mean ordered milestone recall; bootstrap interval."""
+    call_precision: Estimate
+    """Mean of matched milestones / calls."""
+    validation_reward: Estimate
+    """Mean of the fixed formula (reward/validation.py)."""
+    calls: int
+    unusable_calls: int
+    """Calls with a parse status other than ok."""
+    void: int
+    stops: dict[str, int]
+    """Rollouts by stop reason, void ones included."""
+    outcomes: tuple[Outcome, ...]
+    """The scored ones, in the order of the tasks."""
+
+
+async def evaluate(
+    loop: CacheAgentLoop,
+    world: World,
+    tasks: Sequence[Task],
+    judge: AnswerJudge,
+    *,
+    samples_per_task: int = 1,
+    free_text: FreeText = frozenset(),
+    concurrency: int = 64,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Play every task `samples_per_task` times at the loop's temperature (0 is greedy) against live sessions."""
+    played = [task for task in tasks for _ in range(samples_per_task)]
+    sessions = [world.open(task) for task in played]
+    episodes = [
+        Episode(
+            task_id=task.id,
+            messages=opening(world.system_prompt, task.prompt),
+            open_tools=partial(LiveTools, session),
+            group=task.id,
+            seed=seed + place,
+        )
+        for place, (task, session) in enumerate(zip(played, sessions, strict=True))
+    ]
+    rollouts = await loop.play_all(episodes, concurrency=concurrency, progress=progress)
+    outcomes = [
+        _outcome(rollout, task, session, judge, free_text)
+        for rollout, task, session in zip(rollouts, played, sessions, strict=True)
+        if not rollout.stop.is_void
+    ]
+    return _summary(rollouts, outcomes)
+
+
+def _outcome(rollout: Rollout, task: Task, session: WorldSession, judge: AnswerJudge, free_text: FreeText) -> Outcome:
+    answered = rollout.stop is StopReason.ANSWERED
+    return Outcome(
+        rollout=rollout,
+        succeeded=answered and session.succeeded(rollout.answer),
+        milestones=match_milestones(rollout.answered_calls, task.milestones, free_text),
+        validation_reward=validation_reward(judge.score(rollout, task), process_reward(rollout)),
+    )
+
+
+def _summary(rollouts: Sequence[Rollout], outcomes: Sequence[Outcome]) -> Evaluation:
+    calls = [call for outcome in outcomes for call in outcome.rollout.calls]
+    return Evaluation(
+        success=wilson(sum(outcome.succeeded for outcome in outcomes), len(outcomes)),
+        process_accuracy=bootstrap_mean([outcome.milestones.recall for outcome in outcomes]),
+        call_precision=bootstrap_mean([outcome.milestones.precision for outcome in outcomes]),
+        validation_reward=bootstrap_mean([outcome.validation_reward for outcome in outcomes]),
+        calls=len(calls),
+        unusable_calls=sum(call.status is not CallStatus.OK for call in calls),
+        void=len(rollouts) - len(outcomes),
+        stops=dict(Counter(rollout.stop.value for rollout in rollouts)),
+        outcomes=tuple(outcomes),
+    )

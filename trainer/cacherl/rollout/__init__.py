@@ -1,0 +1,1 @@
+"""Play a task: render, generate, parse, answer calls; token in, token out."""

@@ -1,0 +1,44 @@
+"""What the agent loop needs of a model: continue token ids, say with which log-probability."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How to continue one prompt."""
+
+    max_tokens: int
+    """Most tokens to sample, the stop token included."""
+    stop_id: int
+    """Sampling ends after this token, which is part of the generation."""
+    temperature: float = 1.0
+    """0 is greedy. No top-p, no top-k: they would bias the logprobs the policy gradient needs."""
+    seed: int = 0
+    """Same seed, same prompt, same weights: same tokens, whatever else is in the batch (up to rounding)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generation:
+    """Sampled ids and, for each, its log-probability in nats under the sampling distribution.
+
+    For temperature 0 the log-probabilities are those at temperature 1: greedy has no distribution of its own.
+    """
+
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finish_reason: Literal["stop", "length"]
+    weight_version: int = 0
+
+    def __post_init__(self) -> None:
+        if len(self.ids) != len(self.logprobs):
+            raise ValueError(f"{len(self.ids)} ids but {len(self.logprobs)} logprobs")
+
+
+class Engine(Protocol):
+    """Continues prompts. Many calls may be under way at once; batching them is the engine's affair."""
+
+    async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generation:
+        """Continue one prompt. Raises EngineFailed."""
+        ...
