@@ -70,10 +70,13 @@ class Answer(Reply, frozen=True, kw_only=True):
     """Probability that `result` equals what a live call would have returned; 0 for a miss."""
     reason: str
     """Why this tier, in one word (docs: reasons)."""
-    state: str
-    """The state in which the call was looked up."""
-    state_after: str = ""
-    """Pass it as the next item's `state`. Empty after a missed write: record its result to learn it."""
+    state: str | None = None
+    """The state in which the call was looked up; None where it follows a call whose effect is not known."""
+    state_after: str | None = None
+    """Pass it as the next item's `state`. None is unknown, as after a missed write: record its result to learn it.
+
+    Never an empty string, which would ask for the initial state; a request with None in its place is refused.
+    """
     result: ToolResult | None = None
     donor: str | None = None
     """Id of the recorded entry that was served."""
@@ -112,7 +115,8 @@ RecordOutcome = Literal["stored", "known", "conflict", "refused"]
 class Recorded(Reply, frozen=True, kw_only=True):
     outcome: RecordOutcome
     entry: str = ""
-    state_after: str = ""
+    state_after: str | None = None
+    """The state the call led to; None for a refused one."""
     detail: str = ""
 
 

@@ -217,3 +217,22 @@ def test_a_real_server_records_imports_and_answers(url: str) -> None:
 
         assert client.post("/v1/import", content=chunks()).json()["outcomes"] == {"stored": 2}
         assert client.get("/healthz").status_code == 200
+
+
+async def test_an_unknown_state_is_null_and_sending_it_back_is_refused(service: httpx.AsyncClient) -> None:
+    """An empty string would ask for the initial state: a rollout would read the world from before its own write."""
+    missed_write = {"tool": "cancel_order", "arguments": {"order_id": "1"}, "environment": "v1"}
+    after = {"tool": "get_order", "arguments": {"order_id": "1"}, "environment": "v1", "follows": True}
+    body = {"namespace": "shop", "items": [missed_write, after]}
+    write, read = (await service.post("/v1/lookup", json=body)).json()["items"]
+    assert write["state"] is not None
+    assert write["state_after"] is None
+    assert (read["reason"], read["state"], read["state_after"]) == ("state_unknown", None, None)
+
+    for path, item in (
+        ("/v1/lookup", after | {"state": None, "follows": False}),
+        ("/v1/record", missed_write | {"state": None, "result": {"content": "done"}}),
+    ):
+        refused = await service.post(path, json={"namespace": "shop", "items": [item]})
+        assert refused.status_code == 400
+        assert "state" in refused.json()["detail"]

@@ -34,10 +34,12 @@ class MemoryCache:
         """Keep the first result of each key."""
         return [self._keep(namespace, item) for item in items]
 
-    def _answer(self, namespace: str, item: LookupItem, state: str) -> Answer:
-        result = self._results.get(_key(namespace, state, item.tool, item.arguments)) if state else None
+    def _answer(self, namespace: str, item: LookupItem, state: str | None) -> Answer:
+        if state is None:
+            return Answer(tier="miss", trust=0.0, reason="state_unknown")
+        result = self._results.get(_key(namespace, state, item.tool, item.arguments))
         if result is None:
-            after = "" if item.tool in self._writes else state
+            after = None if item.tool in self._writes else state
             return Answer(tier="miss", trust=0.0, reason="not_recorded", state=state, state_after=after)
         after = self._after(state, item.tool, item.arguments, result)
         return Answer(tier="exact", trust=1.0, reason="exact", state=state, state_after=after, result=result)

@@ -112,6 +112,7 @@ def make_trainer(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="You are using 'rollout_func'")  # known: the pin and the checks
         warnings.filterwarnings("ignore", message="`gradient_checkpointing` is deprecated")  # TRL's default sets it
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")  # and asks for it
         trainer = RowKeepingTrainer(
             model=model,
             reward_funcs=[_given_reward],

@@ -88,7 +88,7 @@ def tiers(steps: Sequence[Mapping[str, Any]]) -> str:
     axes.set_ylim(0, 1)
     axes.set_xlabel("GRPO step")
     axes.set_ylabel("share of calls")
-    axes.legend(frameon=False, fontsize=8, loc="lower left")
+    axes.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(present))
     return _svg(axes)
 
 

@@ -79,17 +79,22 @@ def _mix_row(tier: str, each: Mapping[str, Any]) -> str:
 
 
 def _rollout(shown: Mapping[str, Any]) -> str:
-    calls = "".join(
-        f'<li><span class="tier {call["tier"] or "none"}">{call["tier"] or "not asked"} {call["trust"]:.2f}</span> '
-        f"<code>{html.escape(call['name'])} {html.escape(json.dumps(call['arguments'], ensure_ascii=False))}</code>"
-        f"<pre>{html.escape(call['result'])}</pre></li>"
-        for call in shown["calls"]
-    )
+    calls = "".join(map(_call, shown["calls"]))
     return (
         f"<section class=rollout><h3>{html.escape(shown['prompt'])}</h3><ol>{calls}</ol>"
         f"<p>answer: <b>{html.escape(shown['answer'] or '-')}</b> · answer reward {shown['answer_reward']:.2f}"
         f" · {html.escape(shown['stop'])}</p></section>"
     )
+
+
+def _call(call: Mapping[str, Any]) -> str:
+    tier = call["tier"]
+    badge = (
+        f'<span class="tier {tier}">{tier} {call["trust"]:.2f}</span>' if tier else '<span class="tier">unusable</span>'
+    )
+    arguments = "" if call["arguments"] is None else json.dumps(call["arguments"], ensure_ascii=False)
+    words = f"{html.escape(call['name'])} {html.escape(arguments)}"
+    return f"<li>{badge} <code>{words}</code><pre>{html.escape(call['result'])}</pre></li>"
 
 
 def _facts(summary: Mapping[str, Any]) -> str:

@@ -25,6 +25,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers.utils import logging as transformers_logging
 
 from cacherl.adapters.hf_engine import HFEngine
 from cacherl.adapters.hf_tokenizer import HFTokenizer
@@ -71,6 +72,7 @@ def run_demo(run: DemoRun, folder: Path, cache_url: str | None) -> Mapping[str, 
     """
     began = time.perf_counter()
     torch.set_num_threads(run.threads)
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # one bar is enough
     folder.mkdir(parents=True, exist_ok=True)
     for old in ("sft.jsonl", "grpo.jsonl", "cache.sqlite3", "cache.sqlite3-wal", "cache.sqlite3-shm"):
         (folder / old).unlink(missing_ok=True)
@@ -239,22 +241,29 @@ class _Demo:
         }
 
     def _shown(self) -> list[dict[str, Any]]:
-        """Rollouts of the last GRPO step, one a task, those with the most tiers first."""
+        """Rollouts of the last GRPO step, one a task: the two with the best answers and the two with the worst."""
         tasks = {task.id: task for task in self._world.tasks("train", self._run.record.tasks)}
         by_task = {rollout.task_id: rollout for rollout in self._last_rollouts}
-        telling = sorted(by_task.values(), key=lambda each: -len({call.tier for call in each.calls}))
+        judged = [(self._judge.score(rollout, tasks[each]), rollout) for each, rollout in by_task.items()]
+        judged.sort(key=lambda pair: -pair[0])
         return [
             {
                 "prompt": tasks[rollout.task_id].prompt,
                 "answer": rollout.answer,
-                "answer_reward": self._judge.score(rollout, tasks[rollout.task_id]),
+                "answer_reward": score,
                 "stop": rollout.stop.value,
                 "calls": [
-                    {"name": c.name, "arguments": c.arguments, "tier": c.tier, "trust": c.trust, "result": c.result}
-                    for c in rollout.calls
+                    {
+                        "name": call.name or call.status.value,
+                        "arguments": call.arguments,
+                        "tier": call.tier,
+                        "trust": call.trust,
+                        "result": call.result,
+                    }
+                    for call in rollout.calls
                 ],
             }
-            for rollout in telling[:SHOWN_ROLLOUTS]
+            for score, rollout in (judged if len(judged) <= SHOWN_ROLLOUTS else judged[:2] + judged[-2:])
         ]
 
 

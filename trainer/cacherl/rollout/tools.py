@@ -207,8 +207,7 @@ class CacheTools:
         if request.tool in self._setup.writes:
             self._served_writes.append(request)
             self._state_is_true &= answer.tier == "exact"
-        # "" from the cache means unknown here, but "the initial state" when we send it: never send it back.
-        self._state = answer.state_after or None
+        self._state = answer.state_after
         return ToolReply(
             content=result.content,
             is_error=result.is_error,
@@ -288,7 +287,7 @@ class CacheTools:
             self._setup.outage_log.add(error)
             self._lose_state(request)
             return
-        self._state = recorded.state_after or None
+        self._state = recorded.state_after
 
     def _lose_state(self, request: ToolRequest) -> None:
         if request.tool in self._setup.writes:

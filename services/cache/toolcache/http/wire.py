@@ -34,8 +34,8 @@ def answer(answered: Answered) -> wire.Answer:
                 tier="miss",
                 trust=0.0,
                 reason=given.reason.value,
-                state=answered.state,
-                state_after=answered.state_after,
+                state=answered.state or None,
+                state_after=answered.state_after or None,
                 detail=given.detail,
             )
         case Hit() | Guess():
@@ -43,8 +43,8 @@ def answer(answered: Answered) -> wire.Answer:
                 tier=given.tier.value if isinstance(given, Hit) else "approximate",
                 trust=given.trust,
                 reason=given.reason.value,
-                state=answered.state,
-                state_after=answered.state_after,
+                state=answered.state or None,
+                state_after=answered.state_after or None,
                 result=_result(given.result),
                 donor=given.donor.id,
                 score=given.score,
@@ -66,7 +66,7 @@ def recorded(done: Recorded) -> wire.Recorded:
     return wire.Recorded(
         outcome="refused" if done.outcome is None else done.outcome.value,
         entry=done.entry,
-        state_after=done.state_after,
+        state_after=done.state_after or None,
         detail=done.refused,
     )
 
