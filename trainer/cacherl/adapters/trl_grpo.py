@@ -16,7 +16,8 @@ Not covered: several processes; per-token advantages; a KL term (the loss runs w
 
 import logging
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,8 @@ def run_grpo(
         on_step=on_step,
         output_dir=output_dir,
     )
-    trainer.train()
+    with _without_known_warnings():
+        trainer.train()
     model.train(False)
 
 
@@ -109,10 +111,7 @@ def make_trainer(
     if len(prompts) < settings.prompts_per_step:
         raise RunMisconfigured(f"{len(prompts)} tasks are fewer than prompts_per_step = {settings.prompts_per_step}")
     rows = [{"prompt": prompt, "task_index": index} for index, prompt in enumerate(prompts)]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="You are using 'rollout_func'")  # known: the pin and the checks
-        warnings.filterwarnings("ignore", message="`gradient_checkpointing` is deprecated")  # TRL's default sets it
-        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")  # and asks for it
+    with _without_known_warnings():
         trainer = RowKeepingTrainer(
             model=model,
             reward_funcs=[_given_reward],
@@ -125,6 +124,15 @@ def make_trainer(
     # It prints every metric as a dict; ours go to the log of the run.
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+@contextmanager
+def _without_known_warnings() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="You are using 'rollout_func'")  # known: the pin and the checks
+        warnings.filterwarnings("ignore", message="`gradient_checkpointing` is deprecated")  # TRL's default sets it
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")  # and asks for it
+        yield
 
 
 class RowKeepingTrainer(GRPOTrainer):

@@ -81,7 +81,7 @@ def tiers(steps: Sequence[Mapping[str, Any]]) -> str:
     """Which tier answered, as a share of the calls of each GRPO step."""
     _, axes = plt.subplots(figsize=(6.0, 2.8))
     totals = [max(1, sum(step["tier_mix"].values())) for step in steps]
-    present = [tier for tier in TIERS if any(step["tier_mix"].get(tier) for step in steps)]
+    present = [tier for tier in TIERS if any(step["tier_mix"].get(tier) for step in steps)] or list(TIERS)
     shares = [[step["tier_mix"].get(t, 0) / n for step, n in zip(steps, totals, strict=True)] for t in present]
     colours = [TIER_COLOURS[tier] for tier in present]
     axes.stackplot([step["step"] for step in steps], shares, labels=present, colors=colours)

@@ -293,7 +293,7 @@ def _count_up(advance: Callable[[int], None], before: int, _: Rollout, done: int
 
 
 def _texts(trajectories: Sequence[Trajectory]) -> Iterator[str]:
-    """All that the tokenizer will have to write: contents and calls."""
+    """What the tokenizer is made from: contents and calls."""
     for trajectory in trajectories:
         for message in trajectory.messages:
             yield message.get("content") or ""

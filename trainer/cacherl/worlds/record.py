@@ -29,29 +29,33 @@ class Transcript:
 
     def __init__(self, *, world: World, task: Task, session: WorldSession) -> None:
         self._session = session
+        self._thought = ""
         self.messages: list[dict[str, Any]] = [
             {"role": "system", "content": world.system_prompt},
             {"role": "user", "content": task.prompt},
         ]
+
+    def think(self, text: str) -> None:
+        """What the agent thinks before its next call or answer."""
+        self._thought = text
 
     def call(self, tool: str, **arguments: str) -> ToolResult:
         """Executes one call and records it with its result."""
         call_id = f"call_{len(self.messages) // 2}"
         function = {"name": tool, "arguments": json.dumps(arguments)}
         result = self._session.execute(tool, arguments)
-        self.messages += [
-            {
-                "role": "assistant",
-                "content": "",
-                "tool_calls": [{"id": call_id, "type": "function", "function": function}],
-            },
-            {"role": "tool", "tool_call_id": call_id, "name": tool, "content": result.content},
-        ]
+        self._say("", tool_calls=[{"id": call_id, "type": "function", "function": function}])
+        self.messages.append({"role": "tool", "tool_call_id": call_id, "name": tool, "content": result.content})
         return result
 
     def answer(self, text: str) -> None:
         """Records the last message."""
-        self.messages.append({"role": "assistant", "content": text})
+        self._say(text)
+
+    def _say(self, content: str, **more: Any) -> None:
+        thought = {"reasoning_content": self._thought} if self._thought else {}
+        self.messages.append({"role": "assistant", "content": content, **thought, **more})
+        self._thought = ""
 
 
 Agent = Callable[[Transcript, Task, random.Random], None]
@@ -90,9 +94,10 @@ def write_ndjson(path: Path, trajectories: Iterable[Mapping[str, Any]]) -> int:
 
 
 def _expert_undo(transcript: Transcript, task: Task, rng: random.Random) -> None:
-    """Looks, then does what the status asks for."""
+    """Looks, thinks, then does what the status asks for."""
     order_id = _find(transcript, task)
     status = _look(transcript, order_id)[1]
+    transcript.think(f"it is {status}")
     if status == "pending":
         transcript.call("cancel_order", order_id=order_id)
     elif status == "delivered":
@@ -121,8 +126,9 @@ def _quitter_undo(transcript: Transcript, task: Task, rng: random.Random) -> Non
 
 
 def _expert_ask(transcript: Transcript, task: Task, rng: random.Random) -> None:
-    """Looks which item it is, then searches."""
+    """Looks which item it is, thinks, then searches."""
     item = _look(transcript, task.details["order_id"])[0]
+    transcript.think(f"it is about {item}")
     question = rng.choice(QUESTIONS)
     article = transcript.call("search_help", item=item, topic=task.details["topic"], question=question).content
     transcript.answer(f"It takes {article.split()[-2]} days.")
