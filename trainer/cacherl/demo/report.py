@@ -61,7 +61,7 @@ def _headline(summary: Mapping[str, Any]) -> str:
     live = summary["live_calls_during_grpo"]
     calls = "without a single live tool call" if live == 0 else f"with {live} live tool calls"
     return (
-        f"Success on tasks it never saw went from {sft['value']:.0%} after SFT to {grpo['value']:.0%} after GRPO, "
+        f"Success at desks it never saw went from {sft['value']:.0%} after SFT to {grpo['value']:.0%} after GRPO, "
         f"{calls}: {summary['live_calls_avoided']:,} calls were answered from recordings."
     )
 

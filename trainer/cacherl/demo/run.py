@@ -16,7 +16,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,7 @@ class _Demo:
     """The phases, in order, and what they hand on."""
 
     def __init__(self, run: DemoRun, folder: Path, url: str, progress: Progress) -> None:
-        self._run = run
+        self._run = run = _seeded(run)
         self._folder = folder
         self._url = url
         self._progress = progress
@@ -265,6 +265,17 @@ class _Demo:
             }
             for score, rollout in (judged if len(judged) <= SHOWN_ROLLOUTS else judged[:2] + judged[-2:])
         ]
+
+
+def _seeded(run: DemoRun) -> DemoRun:
+    """The run with its seed added to that of every section."""
+    return replace(
+        run,
+        world=replace(run.world, seed=run.world.seed + run.seed),
+        record=replace(run.record, seed=run.record.seed + run.seed),
+        sft=replace(run.sft, seed=run.sft.seed + run.seed),
+        grpo=replace(run.grpo, seed=run.grpo.seed + run.seed),
+    )
 
 
 def machine() -> dict[str, Any]:

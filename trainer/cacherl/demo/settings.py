@@ -38,7 +38,7 @@ class EvaluateSettings:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoRun:
     seed: int = 0
-    """Start of the weights, of sampling and of the order of the data."""
+    """Added to the seeds of all sections: another one is another world, recording, start of weights and sampling."""
     threads: int = 1
     """Threads of torch. Two gain a third on an idle machine with two cores, and lose tenfold where another program
     holds one of them, because they wait for each other by spinning."""

@@ -77,7 +77,7 @@ async def evaluate(
             messages=opening(world.system_prompt, task.prompt),
             open_tools=partial(LiveTools, session),
             group=task.id,
-            seed=seed + place,
+            seed=seed * 1_000_003 + place,
         )
         for place, (task, session) in enumerate(zip(played, sessions, strict=True))
     ]

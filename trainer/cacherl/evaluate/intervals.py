@@ -38,7 +38,10 @@ def wilson(successes: int, count: int) -> Estimate:
     share, z2 = successes / count, Z95 * Z95
     centre = (share + z2 / (2 * count)) / (1 + z2 / count)
     half = Z95 / (1 + z2 / count) * math.sqrt(share * (1 - share) / count + z2 / (4 * count * count))
-    return Estimate(value=share, low=max(0.0, centre - half), high=min(1.0, centre + half), count=count)
+    # At the ends the formula gives exactly 0 and 1, but for rounding.
+    low = 0.0 if successes == 0 else centre - half
+    high = 1.0 if successes == count else centre + half
+    return Estimate(value=share, low=low, high=high, count=count)
 
 
 def bootstrap_mean(values: Sequence[float], *, resamples: int = 2000, seed: int = 0) -> Estimate:

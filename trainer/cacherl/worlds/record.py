@@ -98,14 +98,15 @@ def _expert_undo(transcript: Transcript, task: Task, rng: random.Random) -> None
     order_id = _find(transcript, task)
     status = _look(transcript, order_id)[1]
     transcript.think(f"it is {status}")
+    label = ""
     if status == "pending":
         transcript.call("cancel_order", order_id=order_id)
     elif status == "delivered":
         transcript.call("return_order", order_id=order_id)
-        transcript.call("make_label", order_id=order_id)
+        label = transcript.call("make_label", order_id=order_id).content
     if status == "pending" and rng.random() < DOUBLE_CHECK_SHARE:
         _look(transcript, order_id)
-    transcript.answer(right_answer(status, order_id=order_id))
+    transcript.answer(right_answer(status, label=label))
 
 
 def _careless_undo(transcript: Transcript, task: Task, rng: random.Random) -> None:
@@ -114,7 +115,7 @@ def _careless_undo(transcript: Transcript, task: Task, rng: random.Random) -> No
     if transcript.call("cancel_order", order_id=order_id).is_error:
         transcript.answer(APOLOGY)
     else:
-        transcript.answer(right_answer("pending", order_id=order_id))
+        transcript.answer(right_answer("pending"))
 
 
 def _quitter_undo(transcript: Transcript, task: Task, rng: random.Random) -> None:

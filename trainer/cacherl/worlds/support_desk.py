@@ -8,7 +8,8 @@ Every task has a desk of its own, drawn from its seed: the same order number is 
 taken from another environment, or from before a write, is wrong.
 
 Covered: reads whose answer changes with earlier writes, writes that can be refused, a pure tool, a free-text argument,
-customers never seen in training. Not covered: clocks, randomness, several requests in one conversation.
+desks never seen in training (names, items and wording are the same few). Not covered: clocks, randomness, several
+requests in one conversation.
 """
 
 import hashlib
@@ -84,6 +85,14 @@ class Desk:
         ]
         return f"support_desk@{CODE_VERSION}/{hashlib.sha256(json.dumps(shown).encode()).hexdigest()[:16]}"
 
+    def label(self, order_id: str) -> str:
+        """The return label of an order number, whether or not there is such an order."""
+        return str(number(self.environment, "label", order_id))
+
+    def days(self, item: str, topic: str) -> int:
+        """What this desk's help centre says."""
+        return number(self.environment, item, topic)
+
 
 def make_desk(rng: random.Random) -> Desk:
     """Customers and orders drawn from the generator; order numbers and names are unique in the desk."""
@@ -100,7 +109,7 @@ def make_desk(rng: random.Random) -> Desk:
 
 
 def number(*parts: str) -> int:
-    """A number as two digits, a function of the parts and nothing else: labels, and days in help articles."""
+    """A number of two digits, a function of the parts and nothing else: labels, and days in help articles."""
     return ORDER_IDS[int(hashlib.sha256(" ".join(parts).encode()).hexdigest(), 16) % len(ORDER_IDS)]
 
 
@@ -173,7 +182,7 @@ def _ask_task(rng: random.Random, task_id: str, desk: Desk, order: Order) -> Tas
             Milestone(tool="get_order", arguments={"order_id": order.id}),
             Milestone(tool="search_help", arguments={"item": order.item, "topic": topic, "question": ""}),
         ),
-        expected_answer=f"It takes {number(order.item, topic)} days.",
+        expected_answer=f"It takes {desk.days(order.item, topic)} days.",
         details={"kind": "ask", "topic": topic, "order_id": order.id, "item": order.item},
     )
 
@@ -186,7 +195,7 @@ def _undo_task(rng: random.Random, task_id: str, desk: Desk, email: str, order: 
         environment=desk.environment,
         prompt=rng.choice(UNDO_PROMPTS).format(email=email, item=order.item),
         milestones=(asked, looked, *_right_writes(order)),
-        expected_answer=right_answer(order.status, order_id=order.id),
+        expected_answer=right_answer(order.status, label=desk.label(order.id)),
         details={"kind": "undo", "email": email, "item": order.item, "order_id": order.id},
     )
 
@@ -205,13 +214,13 @@ def _right_writes(order: Order) -> tuple[Milestone, ...]:
             return ()
 
 
-def right_answer(status: str, *, order_id: str) -> str:
+def right_answer(status: str, *, label: str = "") -> str:
     """The sentence that closes an undo request whose order was found in `status`."""
     match status:
         case "pending":
             return "Your order is cancelled."
         case "delivered":
-            return f"Your order is returned. Label {number('label', order_id)}."
+            return f"Your order is returned. Label {label}."
         case _:
             return "Your order is kept, it is on its way."
 
@@ -283,12 +292,12 @@ class SupportSession:
         return ToolResult(content=f"{final}.")
 
     def _make_label(self, order_id: str) -> ToolResult:
-        return ToolResult(content=str(number("label", order_id)))
+        return ToolResult(content=self._desk.label(order_id))
 
     def _search_help(self, item: str, topic: str, question: str) -> ToolResult:
         if item not in ITEMS or topic not in TOPICS:
             return _error("no such article")
-        return ToolResult(content=f"{item} {topic}: {number(item, topic)} days")
+        return ToolResult(content=f"{item} {topic}: {self._desk.days(item, topic)} days")
 
 
 def _error(reason: str) -> ToolResult:
