@@ -4,6 +4,7 @@
 # Both set themselves up in .venv. PYTHON=... picks the interpreter (3.11).
 
 PYTHON ?= python3.11
+TORCH ?= torch
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
@@ -27,11 +28,11 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# torch first: any other package that asks for it would pull the newest build with several GB of CUDA libraries.
+# torch first and by itself, so that another build of it can be named: make TORCH=...
 $(VENV)/.installed: constraints.txt $(PACKAGES:=/pyproject.toml)
-	@echo "setting up $(VENV) (about 2 GB, some minutes the first time)"
+	@echo "setting up $(VENV) (2 GB and more, some minutes the first time)"
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) torch
+	$(PIP) $(TORCH)
 	$(PIP) $(addprefix -e ,$(PACKAGES))
 	@touch $@
 

@@ -36,6 +36,13 @@ def test_a_flag_wins_over_the_file_and_the_file_over_the_default(tmp_path: Path)
         ("", ["--seed"], "--seed"),
         ("", ["seed", "1"], "'seed'"),
         ("seed = 1", ["--seed.deeper", "1"], "seed.deeper"),
+        ("", ["--grpo.steps", "0"], "steps is 0"),
+        ("", ["--grpo.group_size", "1"], "group_size is 1"),
+        ("", ["--grpo.micro_batch", "7"], "micro_batch 7"),
+        ("", ["--grpo.temperature", "0.0"], "temperature is 0"),
+        ("", ["--threads", "0"], "threads is 0"),
+        ("", ["--evaluate.tasks", "0"], "at least 1"),
+        ("", ["--reward.weights.exact", "7.0"], "tier weights"),
     ],
 )
 def test_a_slip_is_refused_by_name(tmp_path: Path, text: str, flags: list[str], named: str) -> None:
@@ -43,6 +50,12 @@ def test_a_slip_is_refused_by_name(tmp_path: Path, text: str, flags: list[str], 
     file.write_text(text)
     with pytest.raises(RunMisconfigured, match=named.replace(".", r"\.")):
         read_run(file, DemoRun, flags)
+
+
+def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(RunMisconfigured, match="not TOML"):
+        read_run(tmp_path / "run.toml", DemoRun)
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:

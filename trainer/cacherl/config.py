@@ -29,7 +29,7 @@ def read_run(path: Path, kind: type[_T], overrides: Sequence[str] = ()) -> _T:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RunMisconfigured(f"{path}: cannot be read ({error.strerror})") from error
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RunMisconfigured(f"{path}: not TOML ({error})") from error
     for key, value in _flags(overrides):
         _lay(document, key, value)

@@ -145,7 +145,7 @@ def test_a_tool_token_that_nothing_trained_follows_leaves_the_gradient_as_it_is(
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_masks_and_logprobs_sent_are_not_needed_for_the_ratio(
+def test_logprobs_sent_are_not_needed_for_the_ratio(
     model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
     wrong = [replace(row, logprobs=[-9.0] * len(row.logprobs)) for row in ROWS]

@@ -163,7 +163,7 @@ async def test_an_outage_may_be_bridged_live() -> None:
     got = await replies(tools, put("mug"), LOOK)
     assert [(r.content, r.tier, r.reason) for r in got] == [
         ("put", "live", "cache_unavailable"),
-        ("mug", "live", "unknown_state"),
+        ("mug", "live", "state_unknown"),
     ]
 
 
@@ -175,7 +175,7 @@ async def test_when_a_live_write_could_not_be_recorded_the_state_is_lost_and_nev
     got = await replies(tools, put("mug"), LOOK)
     assert [(r.content, r.tier, r.reason) for r in got] == [
         ("put", "live", "not_recorded"),
-        ("mug", "live", "unknown_state"),
+        ("mug", "live", "state_unknown"),
     ]
 
 
@@ -188,7 +188,7 @@ async def test_a_state_the_cache_does_not_know_is_never_sent_back_as_the_initial
 
     cache = Unsure(WRITES)
     got = await replies(cache_tools(cache, ToolError()), put("mug"), LOOK)
-    assert [(r.tier, r.reason) for r in got] == [("approximate", "any"), ("miss", "unknown_state")]
+    assert [(r.tier, r.reason) for r in got] == [("approximate", "any"), ("miss", "state_unknown")]
     assert len(cache.lookups) == 1
 
 

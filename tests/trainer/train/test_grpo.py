@@ -69,7 +69,6 @@ def run(
 def test_two_steps_leave_two_lines_of_metrics(
     model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
-    before = [p.clone() for p in model.parameters()]
     opened: list[MemoryCache] = []
 
     @asynccontextmanager
@@ -86,7 +85,6 @@ def test_two_steps_leave_two_lines_of_metrics(
     assert all(line["rollouts"] == 6 and sum(line["stops"].values()) == 6 for line in logged)
     assert all(line["loss"] is not None and line["update_seconds"] > 0 for line in logged)
     assert not model.training
-    assert len(before) == len(list(model.parameters()))
 
 
 def test_the_control_run_needs_no_cache(

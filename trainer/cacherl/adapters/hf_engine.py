@@ -86,8 +86,7 @@ class HFEngine:
                 return
             try:
                 batch.step(new)
-            # The framework's own errors (memory, shapes) are many; all mean the same to whoever waits.
-            except (RuntimeError, ValueError, IndexError, EngineFailed) as error:
+            except Exception as error:  # noqa: BLE001 - whatever it was, rollouts are waiting and the thread must live
                 self._fail(batch.rows + new, EngineFailed(f"generation failed: {error}"))
                 batch = _Batch(self._model)
 

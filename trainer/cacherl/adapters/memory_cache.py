@@ -42,7 +42,7 @@ class MemoryCache:
             after = None if item.tool in self._writes else state
             return Answer(tier="miss", trust=0.0, reason="not_recorded", state=state, state_after=after)
         after = self._after(state, item.tool, item.arguments, result)
-        return Answer(tier="exact", trust=1.0, reason="exact", state=state, state_after=after, result=result)
+        return Answer(tier="exact", trust=1.0, reason="recorded", state=state, state_after=after, result=result)
 
     def _keep(self, namespace: str, item: RecordItem) -> Recorded:
         state = item.state or item.environment

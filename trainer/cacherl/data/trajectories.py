@@ -60,7 +60,7 @@ def read_trajectories(path: Path) -> Recording:
             continue
         try:
             kept.append(_trajectory(json.loads(line)))
-        except (ValueError, RecursionError) as error:
+        except (ValueError, OverflowError, RecursionError) as error:
             rejected.append(RejectedLine(line=number, why=str(error), was_cut_off=not line.endswith(b"\n")))
     if not kept:
         first = f"; line {rejected[0].line}: {rejected[0].why}" if rejected else ""
@@ -111,12 +111,19 @@ def _trajectory(record: Any) -> Trajectory:
 
 
 def _message(message: Any, place: int) -> Mapping[str, Any]:
-    if not isinstance(message, dict) or message.get("role") not in ROLES:
+    if not isinstance(message, dict) or not isinstance(message.get("role"), str) or message["role"] not in ROLES:
         raise ValueError(f"message {place} has no role of {', '.join(sorted(ROLES))}")
     if message["role"] != "assistant" and not isinstance(message.get("content"), str):
         raise ValueError(f"message {place} ({message['role']}) has no text content")
-    for call in message.get("tool_calls") or ():
+    if message["role"] == "assistant" and not isinstance(message.get("content") or "", str):
+        raise ValueError(f"message {place} (assistant) has content that is not text")
+    calls = message.get("tool_calls") or ()
+    if not isinstance(calls, list | tuple):
+        raise ValueError(f"message {place} has tool_calls that are no list")
+    for call in calls:
         function = call.get("function") if isinstance(call, dict) else None
         if not isinstance(function, dict) or not {"name", "arguments"} <= function.keys():
             raise ValueError(f"message {place} has a tool call without name or arguments")
+        if not isinstance(function["name"], str):
+            raise ValueError(f"message {place} has a tool call whose name is no text")
     return message

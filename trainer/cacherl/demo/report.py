@@ -141,12 +141,13 @@ dt { font-weight: 600; } dd { margin: 0 0 .5rem; }
 $rows</table>
 <p class="note">Process accuracy is the share of a task's milestones that the calls met in order. Success is the
 world's word: its final state is the true one and the answer says what is true. In brackets: 95 % intervals
-(bootstrap for the mean, Wilson for the share). Process accuracy is of the sampled rollouts.</p>
+(bootstrap for the mean, of no width where all values are equal; Wilson for the share).
+Process accuracy is of the sampled rollouts.</p>
 <div class="grid">
 <figure>$success<figcaption>GRPO trains what sampling does; greedy shows what the weights hold.</figcaption></figure>
 <figure>$loss<figcaption>SFT imitates recordings of mixed quality.</figcaption></figure>
-<figure>$rewards<figcaption>The training reward weighs an answer by the tiers it rests on; the validation formula
-never changes.</figcaption></figure>
+<figure>$rewards<figcaption>The training reward weighs an answer by the trust in the tool results it rests on; the
+validation formula never changes.</figcaption></figure>
 <figure>$tiers<figcaption>Who answered the calls of each GRPO step. A miss is told to the model as an error, nothing
 is guessed.</figcaption></figure>
 </div>

@@ -35,7 +35,7 @@ from cacherl.data.sft_examples import sft_examples
 from cacherl.data.trajectories import Trajectory, read_trajectories
 from cacherl.demo.counted_world import CountedWorld
 from cacherl.demo.report import print_table, write_report
-from cacherl.demo.service import cache_service, fill
+from cacherl.demo.service import cache_service, check_alive, fill
 from cacherl.demo.settings import DemoRun
 from cacherl.evaluate.evaluate import Evaluation, evaluate
 from cacherl.evaluate.intervals import Estimate
@@ -55,6 +55,17 @@ from toolcache_client.messages import Stats
 CONCURRENCY = 96
 """Trajectories under way at once in evaluation; the engine decodes them as one batch."""
 SHOWN_ROLLOUTS = 4
+OUTPUTS = (
+    "recordings.ndjson",
+    "cache.sqlite3",
+    "cache.sqlite3-wal",
+    "cache.sqlite3-shm",
+    "sft.jsonl",
+    "grpo.jsonl",
+    "summary.json",
+    "report.html",
+)
+"""What an earlier run left in the folder, so that no old number stands beside a new run file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,8 +84,10 @@ def run_demo(run: DemoRun, folder: Path, cache_url: str | None) -> Mapping[str, 
     began = time.perf_counter()
     torch.set_num_threads(run.threads)
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # one bar is enough
+    if cache_url is not None:
+        check_alive(cache_url)  # before anything of an earlier run is cleared away
     folder.mkdir(parents=True, exist_ok=True)
-    for old in ("sft.jsonl", "grpo.jsonl", "cache.sqlite3", "cache.sqlite3-wal", "cache.sqlite3-shm"):
+    for old in OUTPUTS:
         (folder / old).unlink(missing_ok=True)
     write_run(folder / "run.toml", run)
     console = Console()
@@ -82,7 +95,7 @@ def run_demo(run: DemoRun, folder: Path, cache_url: str | None) -> Mapping[str, 
         demo = _Demo(run, folder, url, progress)
         summary = demo.play()
     summary["wall_s"] = time.perf_counter() - began
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     write_report(folder, summary)
     print_table(console, summary)
     console.print(f"report: {folder / 'report.html'}")
@@ -135,7 +148,7 @@ class _Demo:
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, trajectories: Sequence[Trajectory]
     ) -> None:
         context = self._run.grpo.budgets.context_tokens
-        found = sft_examples(trajectories, Renderer(HFTokenizer(tokenizer)), max_tokens=context)
+        found = sft_examples(trajectories, self._renderer(tokenizer), max_tokens=context)
         with self._phase("SFT", self._run.sft.steps) as advance:
             train_sft(
                 model,
@@ -179,7 +192,7 @@ class _Demo:
                     evaluate(
                         CacheAgentLoop(
                             engine,
-                            Renderer(HFTokenizer(tokenizer)),
+                            self._renderer(tokenizer),
                             Parser(self._world.tools),
                             budgets=self._run.grpo.budgets,
                             temperature=temperature,
@@ -197,6 +210,9 @@ class _Demo:
                 for temperature, repeats, before in ((0.0, 1, 0), (1.0, samples, count))
             )
         return Measured(greedy=greedy, sampled=sampled)
+
+    def _renderer(self, tokenizer: PreTrainedTokenizerFast) -> Renderer:
+        return Renderer(HFTokenizer(tokenizer), tools=self._world.tools if self._run.grpo.tools_in_prompt else None)
 
     def _save(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, name: str) -> None:
         model.save_pretrained(self._folder / name)
@@ -243,7 +259,7 @@ class _Demo:
     def _shown(self) -> list[dict[str, Any]]:
         """Rollouts of the last GRPO step, one a task: the two with the best answers and the two with the worst."""
         tasks = {task.id: task for task in self._world.tasks("train", self._run.record.tasks)}
-        by_task = {rollout.task_id: rollout for rollout in self._last_rollouts}
+        by_task = {each.task_id: each for each in self._last_rollouts if not each.stop.is_void}
         judged = [(self._judge.score(rollout, tasks[each]), rollout) for each, rollout in by_task.items()]
         judged.sort(key=lambda pair: -pair[0])
         return [
@@ -319,6 +335,7 @@ def _stage(measured: Measured) -> dict[str, Any]:
         "success": _estimate(measured.sampled.success),
         "validation_reward": _estimate(measured.sampled.validation_reward),
         "stops": measured.sampled.stops,
+        "void": measured.sampled.void + measured.greedy.void,
         "greedy": {
             "process_accuracy": _estimate(measured.greedy.process_accuracy),
             "success": _estimate(measured.greedy.success),

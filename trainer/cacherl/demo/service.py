@@ -24,10 +24,8 @@ LINES_AT_ONCE = 250
 
 @contextmanager
 def cache_service(url: str | None, folder: Path) -> Iterator[str]:
-    """The URL of a cache that answers. Raises CacheUnavailable, RunMisconfigured."""
+    """The URL of a cache: the given one, or that of an own service. Raises RunMisconfigured if it does not start."""
     if url is not None:
-        with CacheClient(url) as client:
-            client.health()
         yield url
         return
     program = Path(sys.executable).with_name("toolcache")
@@ -43,14 +41,23 @@ def cache_service(url: str | None, folder: Path) -> Iterator[str]:
         yield _announced_url(process, log)
     finally:
         process.terminate()
-        process.wait(timeout=START_S)
+        try:
+            process.wait(timeout=START_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def check_alive(url: str) -> None:
+    """Raises CacheUnavailable."""
+    with CacheClient(url) as client:
+        client.health()
 
 
 def _announced_url(process: subprocess.Popen[bytes], log: Path) -> str:
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline and process.poll() is None:
-        for line in log.read_text(encoding="utf-8").splitlines():
-            if line.startswith("{") and json.loads(line).get("event") == "serving":
+        for line in log.read_text(encoding="utf-8").splitlines(keepends=True):
+            if line.startswith("{") and line.endswith("\n") and json.loads(line).get("event") == "serving":
                 return str(json.loads(line)["url"])
         time.sleep(0.1)
     raise RunMisconfigured(f"the cache service did not start; its log is {log}")

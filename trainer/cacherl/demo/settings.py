@@ -34,6 +34,10 @@ class EvaluateSettings:
     samples_per_task: int = 1
     """Sampled rollouts a task; one keeps them independent, as the intervals assume."""
 
+    def __post_init__(self) -> None:
+        if min(self.tasks, self.untrained_tasks, self.samples_per_task) < 1:
+            raise ValueError("tasks, untrained_tasks and samples_per_task must be at least 1")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoRun:
@@ -51,3 +55,9 @@ class DemoRun:
     judge: JudgeWeights = field(default_factory=JudgeWeights)
     reward: TierAwareReward = field(default_factory=TierAwareReward)
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
+
+    def __post_init__(self) -> None:
+        if self.threads < 1:
+            raise ValueError(f"threads is {self.threads}; it must be at least 1")
+        if self.grpo.prompts_per_step > self.record.tasks:
+            raise ValueError(f"prompts_per_step {self.grpo.prompts_per_step} exceeds the {self.record.tasks} tasks")

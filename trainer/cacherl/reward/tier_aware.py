@@ -27,6 +27,11 @@ class TierWeights:
     miss: float = 0.0
     """The model read an error in place of a result: the answer cannot be held against it, nor for it."""
 
+    def __post_init__(self) -> None:
+        weights = (self.exact, self.similar, self.approximate, self.miss)
+        if not all(0.0 <= weight <= 1.0 for weight in weights):
+            raise ValueError(f"tier weights {weights} must lie in 0..1")
+
     def of(self, tier: AnswerTier) -> float:
         """Weight of one tier."""
         match tier:
@@ -61,7 +66,7 @@ class TierAwareReward:
 
     weights: TierWeights = field(default_factory=TierWeights)
     by: Literal["tier", "trust"] = "tier"
-    """What weighs a call: the table, or weights.exact * its trust."""
+    """What weighs a call: the table, or weights.exact * its trust (then the other weights are not asked)."""
     over: Literal["worst", "mean"] = "worst"
     """How the calls of a rollout are taken together."""
     freed_weight: Literal["process", "none"] = "none"

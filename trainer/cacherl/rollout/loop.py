@@ -6,9 +6,8 @@ appended; what the model sampled is never decoded and encoded again. The loop im
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from cacherl.errors import EngineFailed
 from cacherl.rollout.engine import Engine, Generation, Sampling
@@ -47,7 +46,6 @@ class Episode:
     group: str = ""
     seed: int = 0
     """Rollouts of one group need different seeds."""
-    labels: Mapping[str, Any] = field(default_factory=dict)
 
 
 Progress = Callable[[Rollout, int, int], None]
@@ -83,7 +81,10 @@ class CacheAgentLoop:
     async def play_all(
         self, episodes: Sequence[Episode], *, concurrency: int = 64, progress: Progress | None = None
     ) -> list[Rollout]:
-        """Play many, at most `concurrency` at a time; rollouts come back in the order of the episodes."""
+        """Play many, at most `concurrency` at a time; rollouts come back in the order of the episodes.
+
+        Raises what a rollout raised, such as CacheRefused for a namespace that is not there.
+        """
         gate = asyncio.Semaphore(concurrency)
         done = 0
 
@@ -96,8 +97,11 @@ class CacheAgentLoop:
                 progress(rollout, done, len(episodes))
             return rollout
 
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one(episode)) for episode in episodes]
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(one(episode)) for episode in episodes]
+        except BaseExceptionGroup as failed:
+            raise _first(failed) from failed
         return [task.result() for task in tasks]
 
     async def _turn(self, trace: "_Trace", tools: ToolAnswerer, seed: int) -> None:
@@ -158,6 +162,12 @@ class CacheAgentLoop:
             trace.stop = StopReason.TOKEN_BUDGET
             return
         trace.hear(delta)
+
+
+def _first(failed: BaseExceptionGroup[BaseException]) -> BaseException:
+    """One error of those that ended the rollouts together: usually the same for all, as a cache that refuses."""
+    error = failed.exceptions[0]
+    return _first(error) if isinstance(error, BaseExceptionGroup) else error
 
 
 def opening(system_prompt: str, request: str) -> tuple[Message, ...]:
@@ -269,5 +279,4 @@ class _Trace:
             generate_seconds=sum(turn.seconds for turn in self.turns),
             tool_seconds=self.tool_seconds,
             outages=outages,
-            labels=episode.labels,
         )

@@ -66,11 +66,6 @@ class Parser:
     def __init__(self, tools: Sequence[Mapping[str, Any]]) -> None:
         self._validators = {tool["function"]["name"]: _validator(tool["function"]) for tool in tools}
 
-    @property
-    def tool_names(self) -> tuple[str, ...]:
-        """Names of the tools, in their order."""
-        return tuple(self._validators)
-
     def parse(self, text: str) -> Completion:
         """Take a completion apart; the text starts inside the thinking block, as the prompt leaves it."""
         text = text.removesuffix(END_OF_TURN)

@@ -94,7 +94,7 @@ class Renderer:
     def example(self, messages: Sequence[Message]) -> Example:
         """A recorded trajectory as ids and loss mask; what follows the last assistant message is left out.
 
-        Raises ValueError when there is no assistant message, or one comes first.
+        Raises ValueError when there is no assistant message.
         """
         ids: list[int] = []
         mask: list[int] = []

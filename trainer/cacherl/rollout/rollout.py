@@ -5,7 +5,7 @@ Plain data; deciding its reward is elsewhere (reward/), playing it too (loop.py)
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Literal
 
@@ -106,8 +106,6 @@ class Rollout:
     tool_seconds: float
     outages: int = 0
     """Times the cache was away while this rollout asked it."""
-    labels: Mapping[str, Any] = field(default_factory=dict)
-    """Whatever the caller wants to find again; the loop copies it from the episode."""
 
     def __post_init__(self) -> None:
         if not len(self.ids) == len(self.loss_mask) == len(self.logprobs):

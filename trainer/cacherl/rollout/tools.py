@@ -15,11 +15,14 @@ from typing import Any, Protocol
 
 from cacherl.errors import ToolUnavailable
 from cacherl.rollout.rollout import AnswerTier, StopReason
-from toolcache_client.errors import CacheError, CacheReplyMalformed, CacheUnavailable, RecordRefused
+from toolcache_client.errors import CacheError, CacheRefused, CacheReplyMalformed, CacheUnavailable, RecordRefused
 from toolcache_client.messages import Answer, LookupItem, Recorded, RecordItem, Tier, ToolResult
 
 _log = logging.getLogger(__name__)
 
+REFUSED_REQUEST = (400, 413, 422)
+"""Refusals of this one request (too large, not to be carried): they end the rollout, not the run. A 404 or 401 is the
+run's mistake, and every other rollout's too."""
 MISS_TEXT = "Error: no recorded result for this call"
 """What the model reads when the cache has no answer and the policy is ToolError."""
 
@@ -170,13 +173,17 @@ class CacheTools:
         """At least one reply: the leading hits and, if one follows them, the handled miss."""
         if self._state is None:
             if self.outages and isinstance(self._setup.on_outage, ExecuteLive):
-                return await self._execute(requests[0], "unknown_state", record_at=None)
-            return await self._missed(requests[0], "unknown_state", 0.0)
+                return await self._execute(requests[0], "state_unknown", record_at=None)
+            return await self._missed(requests[0], "state_unknown", 0.0)
         began = time.perf_counter()
         try:
             answers = await self._setup.cache.lookup(self._setup.namespace, self._items(requests, self._state))
         except (CacheUnavailable, CacheReplyMalformed) as error:
             return await self._outage(requests[0], error)
+        except CacheRefused as error:
+            if error.status not in REFUSED_REQUEST:
+                raise
+            return Void(stop=StopReason.INFRASTRUCTURE, why=str(error))
         seconds = (time.perf_counter() - began) / len(requests)
         replies: list[ToolReply] = []
         for request, answer in zip(requests, answers, strict=True):

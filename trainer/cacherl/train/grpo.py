@@ -23,7 +23,7 @@ from cacherl.reward.validation import validation_reward
 from cacherl.rollout.loop import Budgets, CacheAgentLoop, Episode, Progress, opening
 from cacherl.rollout.parser import CallStatus, Parser
 from cacherl.rollout.renderer import Renderer
-from cacherl.rollout.rollout import TIERS, AnswerTier, Rollout, tier_mix
+from cacherl.rollout.rollout import TIERS, AnswerTier, Rollout, StopReason, tier_mix
 from cacherl.rollout.tools import (
     CacheLookup,
     CacheSetup,
@@ -86,7 +86,8 @@ class GrpoSettings:
     clip_high: float = 0.28
     max_grad_norm: float = 1.0
     overlong: Literal["mask", "score"] = "mask"
-    """Rollouts cut by tokens or time: no gradient of their own, yet in the baseline; or like any other."""
+    """Rollouts cut by tokens: no gradient of their own, yet in the baseline; or like any other. Those cut by time never
+    have a gradient."""
     budgets: Budgets = field(default_factory=Budgets)
     concurrency: int = 64
     """Trajectories under way at once."""
@@ -94,6 +95,18 @@ class GrpoSettings:
     tools_in_prompt: bool = False
     """Whether the tool schemas stand in the system message. As in SFT and evaluation."""
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "prompts_per_step", "micro_batch", "concurrency"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.group_size < 2:
+            raise ValueError(f"group_size is {self.group_size}; an advantage needs at least 2 rollouts of a task")
+        if self.prompts_per_step * self.group_size % self.micro_batch:
+            rollouts = self.prompts_per_step * self.group_size
+            raise ValueError(f"micro_batch {self.micro_batch} does not divide the {rollouts} rollouts of a step")
+        if self.temperature <= 0:
+            raise ValueError(f"temperature is {self.temperature}; sampling needs more than 0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -288,7 +301,9 @@ def training_row(scored: ScoredRollout, filler_id: int, overlong: Literal["mask"
     ids, mask, logprobs = rollout.ids[begin:], rollout.loss_mask[begin:], rollout.logprobs[begin:]
     if not ids:
         ids, mask, logprobs = (filler_id,), (0,), (0.0,)
-    if scored.reward is None or (overlong == "mask" and rollout.stop.is_overlong):
+    # Time runs out for a slow cache or engine as well: never a reason to train, whatever the setting.
+    is_cut = rollout.stop is StopReason.TIME_BUDGET or (overlong == "mask" and rollout.stop.is_overlong)
+    if scored.reward is None or is_cut:
         mask = (0,) * len(ids)
     return TrainingRow(
         prompt_ids=rollout.prompt_ids,
