@@ -1,16 +1,18 @@
 # make demo    record, import, train a tiny model on cached answers, evaluate it live; ten minutes on two cores
 # make test    lint, types, import contracts, tests
 # make check   the same without the tests
-# Both set themselves up in .venv. PYTHON=... picks the interpreter (3.11).
+# make bench   how fast the cache service is; a quarter of an hour, writes benchmarks/results/cache.json
+# make bench-search  where a paraphrased search may be answered by another one's result, and where it may not
+# All set themselves up in .venv. PYTHON=... picks the interpreter (3.11).
 
 PYTHON ?= python3.11
 TORCH ?= torch
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
-PACKAGES := services/client services/cache trainer
+PACKAGES := services/client services/cache[openvino,torch] trainer
 
-.PHONY: demo test check format clean
+.PHONY: demo test check format bench bench-search clean
 
 demo: $(VENV)/.installed
 	$(BIN)/cacherl demo
@@ -24,12 +26,18 @@ check: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
+bench: $(VENV)/.installed-dev
+	$(BIN)/python -m benchmarks.cache $(BENCH)
+
+bench-search: $(VENV)/.installed-dev
+	$(BIN)/python -m benchmarks.search
+
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 # torch first and by itself, so that another build of it can be named: make TORCH=...
-$(VENV)/.installed: constraints.txt $(PACKAGES:=/pyproject.toml)
+$(VENV)/.installed: constraints.txt services/client/pyproject.toml services/cache/pyproject.toml trainer/pyproject.toml
 	@echo "setting up $(VENV) (2 GB and more, some minutes the first time)"
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) $(TORCH)

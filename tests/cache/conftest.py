@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -10,17 +11,41 @@ from hypothesis import HealthCheck, settings
 
 from toolcache.adapters.faiss_index import FaissIndex
 from toolcache.adapters.hash_embedder import HashEmbedder
+from toolcache.adapters.memory_leases import MemoryLeases
 from toolcache.adapters.memory_store import MemoryStore
-from toolcache.core.cache import Answered, Question, Recorded, Recording, ToolCache
+from toolcache.core.cache import Answered, Ask, MissPolicy, Recorded, Recording, Served, ToolCache
 from toolcache.core.entries import Result
+from toolcache.core.ports import Embedder, Store
 from toolcache.core.tools import Effect, Namespace, Tier, Tool
 
 # Nothing here is timed: a busy machine makes no property false.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
 
-Ask = Callable[..., Awaitable[Answered]]
-Tell = Callable[..., Awaitable[Recorded]]
+Asks = Callable[..., Awaitable[Answered]]
+Tells = Callable[..., Awaitable[Recorded]]
+
+
+class Clock:
+    """A wall clock that is moved by hand; it begins at 1000 s."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def made_cache(store: Store | None = None, embedder: Embedder | None = None, **parts: Any) -> ToolCache:
+    """A cache over parts in memory, but for those given; its chance is always 0."""
+    return ToolCache(
+        MemoryStore() if store is None else store,
+        parts.get("leases") or MemoryLeases(time.monotonic),
+        FaissIndex(),
+        HashEmbedder() if embedder is None else embedder,
+        clock=parts.get("clock", lambda: 1000.0),
+        chance=parts.get("chance", lambda: 0.0),
+    )
 
 
 def _schema(**properties: Any) -> dict[str, Any]:
@@ -33,6 +58,7 @@ TOOLS = (
         name="search_help",
         parameters=_schema(query={"type": "string"}, limit={"type": "integer"}),
         effect=Effect.READ,
+        similar_floor=0.8,
     ),
     Tool(name="convert", parameters=_schema(amount={"type": "number"}, unit={"enum": ["m", "ft"]}), effect=Effect.PURE),
     Tool(name="cancel_order", parameters=_schema(order_id={"type": "string"}, comment={"type": "string"})),
@@ -44,17 +70,31 @@ def shop() -> Namespace:
     return Namespace(name="shop", tools={tool.name: tool for tool in TOOLS})
 
 
+MakeCache = Callable[..., ToolCache]
+
+
 @pytest.fixture
-async def cache(shop: Namespace) -> ToolCache:
-    """A cache in memory that knows the shop; the clock stands at 1000 s."""
-    made = ToolCache(MemoryStore(), FaissIndex(), HashEmbedder(), lambda: 1000.0)
+def make_cache() -> MakeCache:
+    """make_cache(store, embedder, leases=..., clock=..., chance=...): a cache with these parts of its own"""
+    return made_cache
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+async def cache(shop: Namespace, clock: Clock) -> ToolCache:
+    """A cache in memory that knows the shop; its clock is moved by hand."""
+    made = made_cache(clock=clock)
     await made.put_namespace(shop)
     return made
 
 
 @pytest.fixture
-def ask(cache: ToolCache) -> Ask:
-    """ask(tool, state=..., environment=..., tiers=..., **arguments) -> Answered"""
+def ask(cache: ToolCache) -> Asks:
+    """ask(tool, state=..., environment=..., tiers=..., group=..., miss=..., explain=..., **arguments) -> Answered"""
 
     async def _ask(
         tool: str,
@@ -62,19 +102,22 @@ def ask(cache: ToolCache) -> Ask:
         namespace: str = "shop",
         state: str = "",
         environment: str = "shop@1",
-        tiers: frozenset[Tier] = frozenset(Tier),
+        tiers: frozenset[Tier] | None = None,
+        group: str = "",
+        miss: MissPolicy | None = None,
+        explain: bool = False,
         **arguments: Any,
     ) -> Answered:
-        question = Question(tool=tool, arguments=arguments, environment=environment, state=state, tiers=tiers)
-        (answered,) = await cache.lookup(namespace, [question])
+        question = Ask(tool=tool, arguments=arguments, environment=environment, state=state, tiers=tiers, group=group)
+        (answered,) = await cache.lookup(namespace, [question], miss=miss or MissPolicy(), explain=explain)
         return answered
 
     return _ask
 
 
 @pytest.fixture
-def tell(cache: ToolCache) -> Tell:
-    """tell(tool, content, state=..., environment=..., is_error=..., **arguments) -> Recorded"""
+def tell(cache: ToolCache) -> Tells:
+    """tell(tool, content, state=..., environment=..., is_error=..., lease=..., ..., **arguments) -> Recorded"""
 
     async def _tell(
         tool: str,
@@ -85,6 +128,9 @@ def tell(cache: ToolCache) -> Tell:
         environment: str = "shop@1",
         is_error: bool = False,
         took_s: float = 0.0,
+        lease: str = "",
+        tags: tuple[str, ...] = (),
+        served: Served | None = None,
         **arguments: Any,
     ) -> Recorded:
         recording = Recording(
@@ -93,6 +139,9 @@ def tell(cache: ToolCache) -> Tell:
             environment=environment,
             state=state,
             result=Result(content=content, is_error=is_error, took_s=took_s),
+            lease=lease,
+            tags=tags,
+            served=served,
         )
         (recorded,) = await cache.record(namespace, [recording])
         return recorded

@@ -7,7 +7,19 @@ import sys
 
 import pytest
 
-HEAVY = {"torch", "transformers", "trl", "faiss", "sentence_transformers", "numpy", "fastapi", "datasets", "matplotlib"}
+HEAVY = {
+    "torch",
+    "transformers",
+    "trl",
+    "faiss",
+    "sentence_transformers",
+    "numpy",
+    "fastapi",
+    "datasets",
+    "matplotlib",
+    "openvino",
+    "redis",
+}
 
 
 def _imported(code: str) -> set[str]:
@@ -27,12 +39,15 @@ def _imported(code: str) -> set[str]:
         "import toolcache_client, toolcache_client.messages",
         "import cacherl.rollout.loop, cacherl.rollout.tools, cacherl.rollout.renderer, cacherl.reward.tier_aware",
         "import cacherl.evaluate.evaluate, cacherl.data.trajectories, cacherl.worlds.support_desk",
-        "import toolcache.core.cache, toolcache.core.audit",
         "from cacherl.demo.settings import DemoRun\nfrom cacherl.config import read_run",
     ],
 )
 def test_the_light_parts_load_nothing_heavy(code: str) -> None:
     assert _imported(code) & HEAVY == set()
+
+
+def test_the_services_core_loads_nothing_heavy_but_numpy() -> None:
+    assert _imported("import toolcache.core.cache, toolcache.core.audit") & HEAVY <= {"numpy"}
 
 
 @pytest.mark.parametrize("program", ["cacherl.cli", "toolcache.main"])

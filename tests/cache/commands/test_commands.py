@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
+import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
+from tests.cache.http.service import made, serving
 from toolcache.adapters import minilm_embedder
-from toolcache.commands import audit
+from toolcache.adapters.hash_embedder import HashEmbedder
+from toolcache.adapters.memory_store import MemoryStore
+from toolcache.adapters.sqlite_store import SqliteStore
+from toolcache.commands import audit, calibrate, import_
+from toolcache.core.access import hash_of
+from toolcache.core.tools import Namespace, Tier
+from toolcache.http.keyring import Keyring
 from toolcache.main import main
+from toolcache_client import AsyncCacheClient
+from toolcache_client.messages import Evidence, ImportReport, NamespaceSpec, ToolSpec, ToolStats
 
+T = TypeVar("T")
 Run = Callable[..., tuple[int, str, str]]
 
 
@@ -49,17 +64,26 @@ REPLAYED = (
 )
 
 
+class HashEncoder:
+    """An Encoder without a model."""
+
+    version = HashEmbedder.version
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        vectors = asyncio.run(HashEmbedder().embed(texts, tenant=""))
+        return np.frombuffer(b"".join(vectors), dtype="<f4").reshape(len(texts), -1)
+
+
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
     """run(*words) -> (exit status, output, error output), in a folder of its own and without the heavy embedder."""
-    from toolcache.adapters.hash_embedder import HashEmbedder
-
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(minilm_embedder, "MiniLmEmbedder", HashEmbedder)
-    monkeypatch.setattr(audit, "MiniLmEmbedder", HashEmbedder)
+    for module in (minilm_embedder, audit):
+        monkeypatch.setattr(module, "best_encoder", lambda folder=None: HashEncoder())
     monkeypatch.setenv("COLUMNS", "200")
-    for name in ("HOST", "PORT", "STORE", "URL", "MAX_BODY_BYTES", "MAX_ITEMS"):
-        monkeypatch.delenv(f"TOOLCACHE_{name}", raising=False)
+    for name in list(os.environ):
+        if name.startswith("TOOLCACHE_"):
+            monkeypatch.delenv(name)
 
     def _run(*words: str) -> tuple[int, str, str]:
         status = main(words)
@@ -75,7 +99,8 @@ def answer(run: Run, order: str, *more: str, name: str = GET, namespace: str = "
         "lookup", "--namespace", namespace, "--tool", name, "--arguments", arguments, "--environment", "shop@1", *more
     )
     assert status == 0
-    return json.loads(out)
+    found: dict[str, Any] = json.loads(out)
+    return found
 
 
 def test_a_file_is_imported_with_the_tools_beside_it_and_can_be_looked_up(run: Run, tmp_path: Path) -> None:
@@ -160,26 +185,62 @@ def test_of_a_cut_off_file_what_can_be_read_is_stored_and_the_exit_status_says_s
     assert answer(run, f"#W{stored - 1}")["tier"] == "exact"
 
 
+def test_a_long_file_is_sent_in_pieces_and_its_lines_keep_their_numbers(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pieces: list[int] = []
+    send = AsyncCacheClient.import_lines
+
+    async def counted(client: AsyncCacheClient, lines: Sequence[bytes], **more: Any) -> ImportReport:
+        pieces.append(len(lines))
+        return await send(client, lines, **more)
+
+    monkeypatch.setattr(AsyncCacheClient, "import_lines", counted)
+    monkeypatch.setattr(import_, "PIECE_BYTES", 2 * len(run_of("m0", (GET, "#W0", "x"))))
+    (tmp_path / "runs.jsonl").write_text("".join(run_of(f"m{n}", (GET, f"#W{n}", "x")) for n in range(5)) + "{cut off")
+    (tmp_path / "tools.json").write_text(json.dumps({"shop": TOOLS}))
+    out = run("import", "runs.jsonl")[1]
+    assert pieces == [2, 2, 2]
+    assert ("5 trajectories" in out, "line 6: invalid_line" in out) == (True, True)
+
+
+def test_a_flag_wins_over_the_environment_also_where_it_names_the_other_kind_of_place(
+    shop: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOOLCACHE_URL", "http://127.0.0.1:1")
+    assert answer(shop, "#W1", "--store", "toolcache.sqlite3")["tier"] == "exact"
+
+
 def test_importing_again_keeps_the_policy_that_stands(run: Run, tmp_path: Path) -> None:
     (tmp_path / "runs.jsonl").write_text(SEEDS)
     (tmp_path / "tools.json").write_text(json.dumps({"shop": TOOLS}))
     run("import", "runs.jsonl")
-    import asyncio
-    from dataclasses import replace
-
-    from toolcache.adapters.sqlite_store import SqliteStore
-    from toolcache.core.tools import Tier
-
-    async def change(value: float) -> float:
-        store = SqliteStore.open(tmp_path / "toolcache.sqlite3")
-        shop = (await store.namespaces())["shop"]
-        await store.put_namespace(replace(shop, tiers=frozenset({Tier.EXACT}), similar_threshold=value))
-        await store.close()
-        return shop.similar_threshold
-
-    asyncio.run(change(0.95))
+    before = policy_of("shop", tmp_path)
+    changed = replace(before, tiers=frozenset({Tier.EXACT}), similar_threshold=0.95, max_bytes=10**6, shadow_share=0.5)
+    with_store(tmp_path, lambda store: store.put_namespace(changed))
     run("import", "runs.jsonl")
-    assert asyncio.run(change(0.5)) == 0.95
+    assert policy_of("shop", tmp_path) == changed
+    run("namespaces", "put", "tools.json")
+    assert policy_of("shop", tmp_path) == changed
+
+
+def with_store(folder: Path, use: Callable[[SqliteStore], Awaitable[T]]) -> T:
+    """What `use` finds in the store that the commands use."""
+
+    async def once() -> T:
+        store = SqliteStore.open(folder / "toolcache.sqlite3")
+        try:
+            return await use(store)
+        finally:
+            await store.close()
+
+    return asyncio.run(once())
+
+
+def policy_of(name: str, folder: Path) -> Namespace:
+    known = with_store(folder, lambda store: store.known(name))
+    assert known is not None
+    return known.namespace
 
 
 def test_stats_tell_the_numbers_as_json_and_as_a_table(run: Run, tmp_path: Path) -> None:
@@ -199,9 +260,9 @@ def test_stats_tell_the_numbers_as_json_and_as_a_table(run: Run, tmp_path: Path)
     assert "0.333" in table
 
 
-def test_an_unknown_namespace_is_told_with_those_that_exist(run: Run) -> None:
+def test_an_unknown_namespace_is_told(run: Run) -> None:
     status, _, err = run("stats", "--namespace", "shpo")
-    assert (status, "no namespace 'shpo' (there are: none yet)" in err) == (1, True)
+    assert (status, "no namespace 'shpo'" in err, err.count("\n")) == (1, True, 1)
 
 
 @pytest.mark.parametrize(("arguments", "told"), [("{", "--arguments is not JSON"), ("[1]", "not list")])
@@ -233,7 +294,8 @@ def audited(run: Run, folder: Path, models: str, *words: str) -> dict[str, Any]:
         *words,
     )
     assert (status, err) == (0, "")
-    return json.loads((folder / "o.json").read_text())
+    found: dict[str, Any] = json.loads((folder / "o.json").read_text())
+    return found
 
 
 def test_an_audit_counts_right_wrong_missed_and_contaminated(run: Run, tmp_path: Path) -> None:
@@ -275,9 +337,32 @@ def test_an_audit_can_allow_guesses_and_they_are_counted_apart(run: Run, tmp_pat
     assert found["misses"] == {"write": 1}
 
 
+def test_masks_are_tried_against_the_policy_without_them(run: Run, tmp_path: Path) -> None:
+    found = audited(run, tmp_path, "new", "--mask", f"{GET}.order_id=W[0-9]+")
+    assert found["masks"] == [f"{GET}.order_id=W[0-9]+"]
+    assert found["without_masks"]["calls"] == found["calls"] == 7
+    assert found["misses"]["not_recorded"] < found["without_masks"]["misses"]["not_recorded"]
+
+
+def test_a_share_of_all_runs_is_replayed_where_no_model_is_named(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "runs.jsonl").write_text("".join(run_of(f"m{n}", (GET, f"#W{n}", "x")) for n in range(200)))
+    (tmp_path / "t.json").write_text(json.dumps({"shop": TOOLS}))
+    words = ("--recordings", "runs.jsonl", "--tools", "t.json", "--replay-share", "0.25", "--json", "o.json")
+    assert run("audit", *words)[0] == 0
+    rollouts = json.loads((tmp_path / "o.json").read_text())["rollouts"]
+    assert 25 <= rollouts <= 75
+
+
+@pytest.mark.parametrize("words", [("--replay-share", "0"), ("--replay-share", "1"), ("--replay-share", "x"), ()])
+def test_nothing_to_replay_is_told(run: Run, words: tuple[str, ...]) -> None:
+    with pytest.raises(SystemExit):
+        run("audit", "--recordings", "r", "--tools", "t", *words)
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
+        (("--replay-models", "new", "--mask", "get.id"), "--mask get.id: no tool 'get' with an argument 'id'"),
         (("--replay-models", "nobody"), "no runs of 'nobody' (models: new, newer, seed)"),
         (("--replay-models", "new", "--domain", "bank"), "no domain 'bank' (it has: shop)"),
         (("--replay-models", "new", "--json", "no/such/folder.json"), "no/such/folder.json: cannot be written"),
@@ -352,6 +437,225 @@ def test_a_served_store_answers_over_http_until_it_is_interrupted(tmp_path: Path
         rest = server.communicate(timeout=30)[1]
     assert [json.loads(line)["event"] for line in rest.splitlines() if line.startswith("{")] == ["stopped"]
     assert server.returncode == 130
+
+
+# -- explain and calibrate ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shop(run: Run, tmp_path: Path) -> Run:
+    """`run`, after the seeds were imported: 4 entries of the namespace shop."""
+    (tmp_path / "runs.jsonl").write_text(SEEDS)
+    (tmp_path / "tools.json").write_text(json.dumps({"shop": TOOLS}))
+    assert run("import", "runs.jsonl")[0] == 0
+    return run
+
+
+def asked(order: str, name: str = GET) -> tuple[str, ...]:
+    arguments = json.dumps({"order_id": order})
+    return ("--namespace", "shop", "--tool", name, "--arguments", arguments, "--environment", "shop@1")
+
+
+def test_an_explanation_tells_what_decided_the_answer(shop: Run) -> None:
+    status, out, err = shop("explain", *asked("#W1"))
+    assert (status, err) == (0, "")
+    facts = {line[:10].strip(): line[11:] for line in out.splitlines()}
+    assert facts["answer"] == "exact, trust 1.000, because recorded"
+    assert (facts["result"], facts["call"]) == ("pending", '{"order_id":"#W1"}')
+    assert facts["roles"] == "order_id identity"
+    assert facts["threshold"] == "similarity 0.8, proven precision (floor) 0.9"
+    assert facts["steps"].startswith("1. exact")
+
+
+def test_the_explanation_of_a_miss_names_what_was_tried(shop: Run) -> None:
+    out = shop("explain", *asked("#W9"))[1]
+    assert "answer     miss, trust 0.000, because not_recorded" in out
+    assert "exact: nothing is recorded under" in out
+    told = json.loads(shop("explain", "--json", *asked("#W9"))[1])
+    assert told["explanation"]["canonical"] == '{"order_id":"#W9"}'
+    assert len(told["explanation"]["steps"]) == out.count(". exact") + out.count(". similar")
+
+
+def test_calibrating_shows_what_each_tool_s_recordings_prove(shop: Run) -> None:
+    status, out, _ = shop("calibrate", "--namespace", "shop")
+    assert (status, "shop: what 4 entries prove" in out) == (0, True)
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if line.startswith("│")]
+    assert rows == [  # one pair, the same order before and after its cancellation, differs: trust (0 + 1) / (1 + 5)
+        [GET, "other_state", "0 / 1", "-", "-", "0.167", "off: not a tier of the namespace"],
+        ["", "recorded", "0 / 0", "-", "-", "1.000", "on"],
+        [CANCEL, "recorded", "0 / 0", "-", "-", "1.000", "on"],
+    ]
+
+
+SEARCH = ToolSpec(name="search", effect="read", similar_floor=0.9)
+
+
+def rows(spec: NamespaceSpec, **evidence: tuple[int, int, float]) -> list[tuple[str, ...]]:
+    """The table's rows of a tool with this evidence: (right, compared, proven) by kind of answer."""
+    told = ToolStats(
+        name="search",
+        effect="read",
+        entries=0,
+        conflicts=0,
+        answers={},
+        roles={},
+        trust=dict.fromkeys(evidence, 0.5),
+        evidence={kind: Evidence(right=n, compared=of, proven=proven) for kind, (n, of, proven) in evidence.items()},
+    )
+    return list(calibrate._rows(told, SEARCH, spec))
+
+
+def test_similar_answers_are_on_from_the_floor_on_and_guesses_where_the_namespace_wants_them() -> None:
+    spec = NamespaceSpec(tools=(SEARCH,))
+    assert rows(spec, irrelevant=(35, 35, 0.9)) == [
+        ("search", "irrelevant", "35 / 35", "0.900", "0.9", "0.500", "on"),
+    ]
+    assert rows(spec, irrelevant=(34, 34, 0.898))[0][3:] == ("0.898", "0.9", "0.500", "off: not proven")
+    assert rows(spec, nearest=(9, 9, 0.7))[0][3:] == ("-", "-", "0.500", "off: not a tier of the namespace")
+    guessing = NamespaceSpec(tools=(SEARCH,), tiers=("exact", "approximate"))
+    assert [row[-1] for row in rows(guessing, nearest=(1, 9, 0.0), irrelevant=(99, 99, 0.96))] == [
+        "on",
+        "off: not a tier of the namespace",
+    ]
+
+
+# -- export ------------------------------------------------------------------------------------------------------------
+
+
+def test_an_export_gives_the_same_answers_elsewhere_whatever_it_is_written_to(shop: Run, tmp_path: Path) -> None:
+    status, printed, err = shop("export", "--namespace", "shop")
+    assert (status, "4 entries of shop to standard output" in err) == (0, True)
+    assert shop("export", "--namespace", "shop", "--out", "shop.ndjson.gz")[0] == 0
+    assert gzip.decompress((tmp_path / "shop.ndjson.gz").read_bytes()).decode() == printed
+    assert len(printed.splitlines()) == 5
+
+    before = [answer(shop, order) for order in ("#W1", "#W2", "#W9")]
+    status, out, _ = shop("import", "shop.ndjson.gz", "--store", "other.sqlite3")
+    assert (status, "4 calls into other.sqlite3: 4 stored" in out) == (0, True)
+    assert [answer(shop, order, "--store", "other.sqlite3") for order in ("#W1", "#W2", "#W9")] == before
+    shop("import", "shop.ndjson.gz", "--store", "other.sqlite3", "--namespace", "copy")
+    assert answer(shop, "#W2", "--store", "other.sqlite3", namespace="copy")["result"]["content"] == "lost"
+
+
+def test_an_export_that_fails_leaves_what_was_there(shop: Run, tmp_path: Path) -> None:
+    (tmp_path / "old.ndjson").write_text("before")
+    status, _, err = shop("export", "--namespace", "shpo", "--out", "old.ndjson")
+    assert (status, "no namespace 'shpo'" in err) == (1, True)
+    assert (tmp_path / "old.ndjson").read_text() == "before"
+    assert sorted(each.name for each in tmp_path.glob("*.part")) == []
+    status, _, err = shop("export", "--namespace", "shop", "--out", "no/such/folder.gz")
+    assert (status, "no/such/folder.gz: cannot be written" in err, err.count("\n")) == (1, True, 1)
+
+
+# -- invalidate --------------------------------------------------------------------------------------------------------
+
+
+def invalidated(run: Run, *words: str) -> str:
+    status, out, _ = run("invalidate", "--namespace", "shop", *words)
+    assert status == 0
+    return out.split(" from ")[0]
+
+
+def test_entries_go_by_what_is_named_and_all_of_it_must_hold(shop: Run) -> None:
+    assert invalidated(shop, "--older-than", "7d") == "0 entries removed"
+    assert invalidated(shop, "--tool", GET, "--environment", "shop@2") == "0 entries removed"
+    assert invalidated(shop, "--tag", "nightly") == "0 entries removed"
+    assert invalidated(shop, "--tool", CANCEL, "--environment", "shop@1") == "1 entries removed"
+    assert answer(shop, "#W1", name=CANCEL)["tier"] == "miss"
+    assert answer(shop, "#W1")["tier"] == "exact"
+    assert invalidated(shop, "--older-than", "0s") == "3 entries removed"
+
+
+def test_everything_goes_only_if_that_is_said_and_nothing_else(shop: Run) -> None:
+    for words in ((), ("--all", "--tool", GET)):
+        status, _, err = shop("invalidate", "--namespace", "shop", *words)
+        assert (status, "or --all; not both" in err, err.count("\n")) == (1, True, 1)
+    assert invalidated(shop, "--all") == "4 entries removed"
+
+
+@pytest.mark.parametrize("age", ["7", "1w", "s", "7 d", "7d ", ""])
+def test_an_age_without_its_unit_is_no_age(run: Run, capsys: pytest.CaptureFixture[str], age: str) -> None:
+    with pytest.raises(SystemExit):
+        run("invalidate", "--namespace", "n", "--older-than", age)
+    assert "is no age" in capsys.readouterr().err
+
+
+# -- namespaces --------------------------------------------------------------------------------------------------------
+
+
+def test_namespaces_are_put_listed_and_deleted(shop: Run, tmp_path: Path) -> None:
+    (tmp_path / "both.json").write_text(json.dumps({"bank": TOOLS, "port": TOOLS[:1]}))
+    status, out, _ = shop("namespaces", "put", "both.json")
+    assert (status, out) == (0, "bank: 2 tools in toolcache.sqlite3\nport: 1 tools in toolcache.sqlite3\n")
+    assert shop("namespaces", "put", "both.json", "--domain", "port", "--namespace", "mine")[0] == 0
+    assert shop("namespaces", "list")[1] == "bank\nmine\nport\nshop\n"
+    status, _, err = shop("namespaces", "delete", "shop")
+    assert (status, "shop with its 4 entries" in err, "--yes" in err) == (1, True, True)
+    status, out, _ = shop("namespaces", "delete", "shop", "--yes")
+    assert (status, out) == (0, "shop is deleted with its 4 entries\n")
+    assert shop("namespaces", "list")[1] == "bank\nmine\nport\n"
+    assert "no namespace 'shop'" in shop("namespaces", "delete", "shop", "--yes")[2]
+
+
+# -- keys, and a service that asks for them ----------------------------------------------------------------------------
+
+
+def test_a_key_is_shown_once_alone_on_standard_output(run: Run) -> None:
+    assert "no keys yet" in run("keys", "list")[1]
+    status, out, err = run("keys", "create", "--name", "ci", "--role", "write", "--namespace", "a", "--namespace", "b")
+    secret = out.strip()
+    key_id = secret.split("_")[1]
+    assert (status, secret.startswith("tck_"), out.count("\n")) == (0, True, 1)
+    assert (f"key {key_id} of ci: write in a, b" in err, secret in err) == (True, False)
+    listed = run("keys", "list")[1]
+    assert (key_id in listed, "a, b" in listed, secret in listed) == (True, True, False)
+    assert run("keys", "revoke", key_id)[:2] == (0, f"key {key_id} is revoked\n")
+    assert "no keys yet" in run("keys", "list")[1]
+    status, _, err = run("keys", "revoke", key_id)
+    assert (status, "unknown_key" in err) == (1, True)
+
+
+def test_a_service_that_asks_for_keys_is_used_with_one_and_never_shows_it(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    admin = "the admin's own secret"
+    store = MemoryStore()
+    (tmp_path / "runs.jsonl").write_text(SEEDS)
+    (tmp_path / "tools.json").write_text(json.dumps({"shop": TOOLS}))
+    with serving(made(store, keyring=Keyring(store, admin_key_hash=hash_of(admin))).app) as url:
+        status, _, err = run("stats", "--url", url)
+        assert (status, "unauthenticated (401)" in err, err.count("\n")) == (1, True, 1)
+        monkeypatch.setenv("TOOLCACHE_URL", url)
+        monkeypatch.setenv("TOOLCACHE_API_KEY", admin)
+        assert run("import", "runs.jsonl")[0] == 0
+        reader = run("keys", "create", "--name", "reader", "--namespace", "shop")[1].strip()
+        monkeypatch.delenv("TOOLCACHE_API_KEY")
+        assert answer(run, "#W1", "--api-key", reader)["tier"] == "exact"
+        status, out, err = run("invalidate", "--namespace", "shop", "--all", "--api-key", reader)
+        assert (status, "forbidden (403)" in err, reader in out + err, admin in out + err) == (1, True, False, False)
+
+
+def test_a_key_is_not_shown_either_where_the_service_is_away(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("toolcache_client.client.RETRY_PAUSES_S", (0.0,))
+    status, out, err = run("stats", "--url", "http://127.0.0.1:1", "--api-key", "tck_1_hidden")
+    assert (status, "hidden" in out + err) == (1, False)
+
+
+def test_a_login_in_the_store_s_address_is_not_shown(run: Run) -> None:
+    status, out, err = run("stats", "--store", "redis://me:hidden@127.0.0.1:1/0")
+    assert (status, "hidden" in out + err, err.count("\n")) == (1, False, 1)
+
+
+# -- output that nobody reads to its end -------------------------------------------------------------------------------
+
+
+def test_a_reader_that_has_had_enough_ends_the_command_without_a_trace(shop: Run) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    words = [sys.executable, "-m", "toolcache.main", "export", "--namespace", "shop"]
+    done = subprocess.run(words, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (1, "")
 
 
 def test_help_loads_nothing_heavy() -> None:

@@ -196,3 +196,8 @@ def test_results_are_compared_as_json_and_other_texts_as_they_stand() -> None:
 def test_digests_do_not_confuse_where_a_part_ends() -> None:
     assert digest("ab", "c") != digest("a", "bc") != digest("abc")
     assert digest() == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
+
+@given(st.dictionaries(st.text(), st.text() | st.integers() | st.booleans() | st.none(), max_size=6))
+def test_the_short_way_for_plain_objects_writes_what_the_long_way_writes(value: dict[str, Any]) -> None:
+    assert canonical_json(value) == canonical_json([value])[1:-1]

@@ -30,7 +30,7 @@ def imported(cache: ToolCache) -> Read:
                 messages.append({"role": "tool", "tool_call_id": str(n), "content": content})
         line = json.dumps({"domain": "shop", "environment": "shop@1", "messages": messages} | record)
         report = ImportReport()
-        await import_line(cache, line, 7, report, namespace=namespace)
+        await import_line(cache, line.encode(), 7, report, namespace=namespace)
         return report
 
     return _imported
@@ -122,7 +122,7 @@ async def test_every_call_is_either_stored_or_refused(imported: Read) -> None:
     ("record", "reason", "told"),
     [
         ({"messages": 5}, "invalid_line", "messages"),
-        ({"domain": "bank"}, "unknown_namespace", "'bank' (there are: shop)"),
+        ({"domain": "bank"}, "unknown_namespace", "'bank'; create it"),
         ({"environment": ""}, "no_environment", "environment"),
         ({"environment": None}, "no_environment", "environment"),
     ],

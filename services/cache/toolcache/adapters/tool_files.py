@@ -6,7 +6,10 @@ Accepted, for one namespace or by domain (`{"retail": {...}, "airline": {...}}`)
     {"tools": [...], "write_tools": ["cancel_order"], "environment": "shop@1"}
 
 `write_tools` names the writes and makes all others reads. Without it and without `effect`, a tool is a write: that
-costs hits, never correctness.
+costs hits, never correctness. Beside `effect` a tool may carry `arguments` (their roles), `errors_change_state`,
+`ttl_s`, `samples`, `masks`, `simulate_writes` and `similar_floor`, as in the API.
+
+Schemas may name types as Python does (`dict`, `float`, ...), as those of the Berkeley Function Calling Leaderboard do.
 """
 
 from __future__ import annotations
@@ -17,7 +20,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toolcache.core.tools import Effect, Namespace, NamespaceInvalid, Role, Tool
+from toolcache.core.tools import Effect, Mask, Namespace, NamespaceInvalid, Role, Tool
+
+_JSON_TYPES = {
+    "dict": "object",
+    "float": "number",
+    "tuple": "array",
+    "list": "array",
+    "int": "integer",
+    "bool": "boolean",
+}
+"""JSON schema's name for a type that a schema names as Python does."""
+_SCHEMAS_BY_NAME = ("properties", "patternProperties", "$defs", "definitions")
+"""Where the keys of an object in a schema are names, and not words of JSON schema."""
 
 
 class ToolFileInvalid(ValueError):
@@ -97,8 +112,36 @@ def _tool(document: Mapping[str, Any], writes: list[str] | None) -> Tool:
     return Tool(
         name=name,
         description=function.get("description") or "",
-        parameters=function.get("parameters") or {},
+        parameters=_json_schema(function.get("parameters") or {}),
         effect=Effect(document.get("effect", default)),
         roles={argument: Role(role) for argument, role in document.get("arguments", {}).items()},
         errors_change_state=bool(document.get("errors_change_state", False)),
+        ttl_s=document.get("ttl_s"),
+        samples=int(document.get("samples", 1)),
+        masks=tuple(Mask(**each) for each in document.get("masks", ())),
+        simulate_writes=bool(document.get("simulate_writes", False)),
+        similar_floor=float(document.get("similar_floor", 0.9)),
     )
+
+
+def _json_schema(schema: Any) -> Any:
+    """The schema with Python's names of types replaced; values that are no schemas (enum, default) are left alone.
+
+    >>> _json_schema({"type": "dict", "properties": {"type": {"type": "float", "default": {"type": "float"}}}})
+    {'type': 'object', 'properties': {'type': {'type': 'number', 'default': {'type': 'float'}}}}
+    """
+    match schema:
+        case list():
+            return [_json_schema(each) for each in schema]
+        case dict():
+            return {word: _json_word(word, value) for word, value in schema.items()}
+        case _:
+            return schema
+
+
+def _json_word(word: str, value: Any) -> Any:
+    if word == "type" and isinstance(value, str):
+        return _JSON_TYPES.get(value, value)
+    if word in _SCHEMAS_BY_NAME and isinstance(value, dict):
+        return {name: _json_schema(each) for name, each in value.items()}
+    return value if word in ("enum", "const", "default", "examples", "required") else _json_schema(value)

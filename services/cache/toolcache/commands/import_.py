@@ -1,4 +1,4 @@
-"""`toolcache import`: recorded trajectories into the cache, then learn from them."""
+"""`toolcache import`: recorded trajectories, or an export, into the cache; then learn from them."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from toolcache.adapters.recordings import Line, RecordingsUnreadable, lines, size_bytes
-from toolcache.adapters.tool_files import Toolset, beside, toolsets
+from toolcache.adapters.tool_files import Toolset, beside
 from toolcache.commands.failure import CommandFailed
+from toolcache.commands.namespaces import chosen, put_tools
 from toolcache.commands.reach import cache, where
-from toolcache.http import wire as translate
+from toolcache.core.exporting import NoExport, is_export, read_line
+from toolcache.core.tools import Namespace
 from toolcache.settings import Settings
 from toolcache_client import AsyncCacheClient
-from toolcache_client.messages import ImportReport, NamespaceSpec
+from toolcache_client.messages import ImportReport
 
 PIECE_BYTES = 2 * 2**20
 """Bytes of recordings sent in one request: enough to share commits, small enough for the bar to move."""
@@ -48,12 +50,16 @@ async def import_(
 ) -> None:
     """Import a file. Raises CommandFailed, ToolFileInvalid, RecordingsUnreadable, CacheError, StoreUnavailable."""
     size = size_bytes(recordings)
-    chosen = _chosen(tools or beside(recordings), namespace, domain)
+    toolsets: dict[str, Toolset] = {}
+    if (exported := _exported_name(recordings)) is not None:
+        namespace = namespace or exported  # its first line brings the tools and their policy
+    else:
+        toolsets = chosen(tools or beside(recordings), namespace, domain)
     console = Console()
     total = _Total()
     async with cache(settings) as client:
-        for name, toolset in chosen.items():
-            await _put(client, name, toolset, console)
+        for name, toolset in toolsets.items():
+            await put_tools(client, name, toolset, console)
         with _progress(console) as progress:
             bar = progress.add_task("importing", total=size)
             wanted = (line for line in lines(recordings) if domain is None or _is_of(line, domain))
@@ -67,34 +73,16 @@ async def import_(
         raise CommandFailed(f"{damaged}; what came before is stored")
 
 
-def _chosen(path: Path, namespace: str | None, domain: str | None) -> dict[str, Toolset]:
-    """Toolsets by the namespace they are for."""
-    found = toolsets(path)
-    if domain is not None:
-        if domain not in found:
-            raise CommandFailed(f"{path} has no domain {domain!r} (it has: {', '.join(sorted(found))})")
-        found = {domain: found[domain]}
-    if namespace is not None:
-        if len(found) > 1:
-            raise CommandFailed(f"{path} has the domains {', '.join(sorted(found))}: choose one with --domain")
-        return dict.fromkeys([namespace], next(iter(found.values())))
-    if "" in found:
-        raise CommandFailed(f"{path} holds one toolset without a name: name it with --namespace")
-    return found
-
-
-async def _put(client: AsyncCacheClient, name: str, toolset: Toolset, console: Console) -> None:
-    """Create the namespace, or bring its tools up to date; a policy that stands there already is kept."""
-    spec = translate.spec(toolset.namespace(name))
-    if name in await client.namespaces():
-        old = await client.namespace(name)
-        spec = NamespaceSpec(tools=spec.tools, tiers=old.tiers, similar_threshold=old.similar_threshold)
-    await client.put_namespace(name, spec)
-    if toolset.unannotated:
-        console.print(
-            f"[yellow]{name}: no effect given for {', '.join(toolset.unannotated)}; taken for writes. "
-            "That costs hits: add `effect` to the tools, or `write_tools` to the file.[/]"
-        )
+def _exported_name(recordings: Path) -> str | None:
+    """The namespace of an export, which its first line names; None for anything else. Raises CommandFailed."""
+    first = next(lines(recordings), None)
+    if first is None or not is_export(first.text):
+        return None
+    try:
+        read = read_line(first.text)
+    except NoExport as error:
+        raise CommandFailed(f"{recordings}: {error}") from error
+    return read.name if isinstance(read, Namespace) else None
 
 
 class _Domain(msgspec.Struct):
@@ -123,6 +111,7 @@ async def _send_all(
 ) -> RecordingsUnreadable | None:
     """Send the lines piece by piece. A damaged file ends it early: returned, after what could be read was sent."""
     piece: list[Line] = []
+    waiting_bytes = 0
     damaged: RecordingsUnreadable | None = None
     while True:
         try:
@@ -131,10 +120,11 @@ async def _send_all(
             line, damaged = None, error
         if line is not None:
             piece.append(line)
-        if piece and (line is None or sum(len(each.text) for each in piece) >= PIECE_BYTES):
+            waiting_bytes += len(line.text)
+        if piece and (line is None or waiting_bytes >= PIECE_BYTES):
             total.add(await client.import_lines([each.text for each in piece], namespace=namespace), piece)
             progress(piece[-1].read_bytes)
-            piece = []
+            piece, waiting_bytes = [], 0
         if line is None:
             return damaged
 

@@ -1,45 +1,35 @@
-"""Reach a cache: a running service by its URL, or a store's file through the same endpoints in this process."""
+"""Reach a cache: a running service by its URL, or a store through the same endpoints in this process."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import httpx
-from fastapi import FastAPI
-
-from toolcache.adapters.sqlite_store import SqliteStore
-from toolcache.settings import Settings
+from toolcache.settings import Settings, without_login
 from toolcache_client import AsyncCacheClient
-
-
-def service(settings: Settings) -> FastAPI:
-    """The service over the settings' store. Raises StoreUnavailable."""
-    from toolcache.adapters.faiss_index import FaissIndex
-    from toolcache.adapters.minilm_embedder import MiniLmEmbedder
-    from toolcache.core.cache import ToolCache
-    from toolcache.http.app import create_app
-
-    store = SqliteStore.open(settings.store)
-    return create_app(ToolCache(store, FaissIndex(), MiniLmEmbedder(), time.time), store, settings.limits)
 
 
 @asynccontextmanager
 async def cache(settings: Settings) -> AsyncIterator[AsyncCacheClient]:
-    """A client of the service at `settings.url`, or of the local store where no URL is set."""
+    """A client of the service at `settings.url`, or of the store where no URL is set. Raises StoreUnavailable.
+
+    Who can open the store needs no key to it.
+    """
     if settings.url:
-        async with AsyncCacheClient(settings.url) as client:
+        async with AsyncCacheClient(settings.url, api_key=settings.api_key) as client:
             yield client
         return
-    app = service(settings)
+    from toolcache.commands.in_process import InProcess
+    from toolcache.commands.serve import opened
+
+    app = await opened(settings, asks_for_keys=False)
     async with (
         app.router.lifespan_context(app),
-        AsyncCacheClient("http://local-store", transport=httpx.ASGITransport(app=app)) as client,
+        AsyncCacheClient("http://local-store", api_key="", transport=InProcess(app)) as client,
     ):
         yield client
 
 
 def where(settings: Settings) -> str:
     """For people: which cache that is."""
-    return settings.url or str(settings.store)
+    return without_login(settings.url) or settings.store_name

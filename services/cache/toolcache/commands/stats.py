@@ -8,7 +8,7 @@ from rich.table import Table
 
 from toolcache.commands.reach import cache, where
 from toolcache.settings import Settings
-from toolcache_client.messages import Stats, ToolStats
+from toolcache_client.messages import Stats
 
 
 async def stats(settings: Settings, namespace: str | None, *, as_json: bool) -> None:
@@ -29,23 +29,24 @@ async def stats(settings: Settings, namespace: str | None, *, as_json: bool) -> 
 def _table(stats: Stats) -> Table:
     answered = ", ".join(f"{count} {tier}" for tier, count in stats.answers.items() if count) or "none yet"
     table = Table(
-        title=f"{stats.namespace}: {stats.entries} entries from {stats.environments} environments; answers: {answered}",
+        title=f"{stats.namespace}: {stats.entries} entries from {stats.environments} environments, "
+        f"{_size(stats.size_bytes)}; answers: {answered}",
         title_justify="left",
     )
     table.add_column("tool", no_wrap=True)
     table.add_column("effect")
     table.add_column("entries", justify="right")
     table.add_column("conflicts", justify="right")
-    table.add_column("trust")
+    table.add_column("trust by kind of answer")
     for tool in stats.tools:
-        table.add_row(tool.name, tool.effect, str(tool.entries), str(tool.conflicts), _trusts(tool))
+        trusts = ", ".join(f"{kind} {trust:.3f}" for kind, trust in tool.trust.items())
+        table.add_row(tool.name, tool.effect, str(tool.entries), str(tool.conflicts), trusts)
     return table
 
 
-def _trusts(tool: ToolStats) -> str:
-    """The trust of exact answers, and of similar ones by the arguments that may differ in them."""
-    parts = [f"exact {tool.trust['recorded']:.3f}"]
-    for name, role in tool.roles.items():
-        if role != "identity":
-            parts.append(f"{name} ({role.replace('_', ' ')}) {tool.trust[role]:.3f}")
-    return ", ".join(parts)
+def _size(size_bytes: int) -> str:
+    """
+    >>> _size(512), _size(2_600_000)
+    ('1 KB', '2.6 MB')
+    """
+    return f"{size_bytes / 1e6:.1f} MB" if size_bytes >= 1e6 else f"{max(1, round(size_bytes / 1e3))} KB"

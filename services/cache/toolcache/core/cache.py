@@ -1,79 +1,72 @@
-"""The cache as one object: fetches candidates, lets tiers.py decide, threads states, records, learns.
+"""The cache as one object: lookups, records, what is learned from them, and the upkeep in the background.
 
-It owns no data: entries are the store's, vectors the index's. Any number of these can stand over one store.
+It owns no data: entries are the store's, leases the lease desk's, vectors the index's. Any number of these, in any
+number of processes, can stand over one store. Here it is decided in what order things happen; what may be served is
+tiers.py's, who executes a miss flight.py's.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
-from toolcache.core import calibration, tiers
-from toolcache.core.calls import Call, call_digest, entry_key, scope
-from toolcache.core.canonical import NotCanonical
-from toolcache.core.entries import MOST_SECONDS, Entry, Outcome, Result
-from toolcache.core.ports import Embedder, EmbedderUnavailable, Store, Vector, VectorIndex
-from toolcache.core.profile import Profile, unlearned
-from toolcache.core.roles import guard, text_of
-from toolcache.core.state import initial_state, state_after
-from toolcache.core.tiers import Candidate, Guess, Hit, Miss
+from toolcache.core import exporting, quick
+from toolcache.core.calls import masked
+from toolcache.core.entries import Entry, Outcome
+from toolcache.core.explaining import Explanation
+from toolcache.core.flight import Flight
+from toolcache.core.following import Following
+from toolcache.core.learning import EMBED_BATCH, Learning
+from toolcache.core.lookup import Asked, Tiers
+from toolcache.core.policy import Policies, Policy, UnknownNamespace
+from toolcache.core.ports import (
+    Embedder,
+    EmbedderUnavailable,
+    Filter,
+    Leases,
+    Once,
+    Store,
+    StoreUnavailable,
+    VectorIndex,
+)
+from toolcache.core.profile import Profile
+from toolcache.core.questions import TELL, Answered, Ask, MissPolicy, Question, Recorded, Recording, Served
+from toolcache.core.quick import QuickHit
+from toolcache.core.recording import CallRefused, entry_of, recorded, shadows
+from toolcache.core.roles import guard_contents, text_of
+from toolcache.core.state import initial_state, split_lineage, state_after, with_lineage
+from toolcache.core.tiers import Guess, Hit, Miss
 from toolcache.core.tools import Namespace, Tier, Tool
 from toolcache.core.trust import Reason
 
-EMBED_BATCH = 64
-"""Texts embedded at once while calibrating: larger batches gain nothing on a CPU and hold the progress back."""
+__all__ = [
+    "Answered",
+    "Ask",
+    "MissPolicy",
+    "Question",
+    "Recorded",
+    "Recording",
+    "Report",
+    "Served",
+    "ToolCache",
+    "ToolReport",
+    "UnknownNamespace",
+]
 
-
-class UnknownNamespace(LookupError):
-    """No such namespace; the message names those that exist."""
-
-
-class CallRefused(ValueError):
-    """A call that cannot be recorded; the message says why."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
-    """One call to answer."""
-
-    tool: str
-    arguments: Mapping[str, Any]
-    environment: str
-    state: str = ""
-    follows: bool = False
-    tiers: frozenset[Tier] = frozenset(Tier)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answered:
-    """An answer, the state in which the call was asked and the one it leads to ("" where unknown)."""
-
-    answer: Hit | Guess | Miss
-    state: str
-    state_after: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recording:
-    """One executed call."""
-
-    tool: str
-    arguments: Mapping[str, Any]
-    environment: str
-    result: Result
-    state: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recorded:
-    """What became of a recording; a refused one says why and has neither entry nor state."""
-
-    outcome: Outcome | None
-    entry: str = ""
-    state_after: str = ""
-    refused: str = ""
+UPKEEP_S = 1.0
+"""Seconds between two rounds of upkeep: keys that were used, entries that expired, tools that have grown."""
+GATHER_S = 0.05
+"""For which new entries are gathered before their vectors are made together."""
+LEARN_AFTER = 0.25
+"""Growth of a tool's entries after which it is learned anew by itself..."""
+LEARN_AT_LEAST = 32
+"""...and the least number of new entries for that."""
+EVICT_TO = 0.95
+"""Share of the quota that eviction leaves, so that not every record has to evict."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,357 +88,424 @@ class Report:
     tools: tuple[ToolReport, ...]
     answers: Mapping[Tier, int]
     seconds_saved: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Known:
-    """A namespace as of one revision of the store."""
-
-    namespace: Namespace
-    profiles: Mapping[str, Profile]
-
-    def profile(self, tool: Tool) -> Profile:
-        """What was learned, under the operator's word of today: roles may have been given since."""
-        learned = self.profiles.get(tool.name)
-        return unlearned(tool) if learned is None else learned.under(tool.roles, self.namespace.similar_threshold)
-
-    def needs_vectors_now(self, tool: str) -> bool:
-        profile = self.profile(self.namespace.tools[tool])
-        rewords = Tier.SIMILAR in self.namespace.tiers and profile.serves_rewordings
-        return rewords or Tier.APPROXIMATE in self.namespace.tiers
-
-
-@dataclass(slots=True, kw_only=True)
-class _Asked:
-    """A question on its way through the tiers."""
-
-    question: Question
-    state: str
-    tool: Tool
-    call: Call
-    profile: Profile
-    answer: Hit | Guess | Miss | None = None
-    candidates: list[Entry] = field(default_factory=list)
-    equal: Candidate | None = None
-    """The candidate that differs in nothing that matters, if there is one."""
-
-    @property
-    def scope(self) -> str:
-        return scope(self.tool, self.question.environment, self.state)
+    size_bytes: int
 
 
 class ToolCache:
     """Lookup and record over one store. Methods raise UnknownNamespace and StoreUnavailable."""
 
-    def __init__(self, store: Store, index: VectorIndex, embedder: Embedder, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        leases: Leases,
+        index: VectorIndex,
+        embedder: Embedder,
+        *,
+        clock: Callable[[], float],
+        chance: Callable[[], float],
+    ) -> None:
+        """`clock` tells seconds since 1970, `chance` a number in 0 <= x < 1."""
         self._store = store
-        self._index = index
+        self._leases = leases
         self._embedder = embedder
         self._clock = clock
-        self._revision = -1
-        self._known: dict[str, _Known] = {}
+        self._chance = chance
+        self._policies = Policies(store)
+        self._index = index
+        self._following = Following(store, index, embedder.version)
+        self._tiers = Tiers(store, leases, self._policies, self._following, index, embedder, clock, chance)
+        self._learning = Learning(store, embedder)
         self._answers: Counter[tuple[str, str, Tier]] = Counter()
         self._seconds_saved: dict[str, float] = defaultdict(float)
+        self._used: dict[str, set[str]] = defaultdict(set)
+        self._grown: Counter[tuple[str, str]] = Counter()
+        self._to_embed: list[tuple[str, Tool, Entry]] = []
+        self._wants_vectors = asyncio.Event()
+        self._work: set[asyncio.Task[None]] = set()
+        self.evicted = 0
+        self.expired = 0
 
-    # -- namespaces ---------------------------------------------------------------------------------------------------
+    # -- life ----------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Begin the upkeep in the background. Without it everything is answered, but nothing learned or tidied."""
+        for work in (self._following.run, self._upkeep, self._embedding):
+            task = asyncio.ensure_future(_kept_up(work))
+            self._work.add(task)
+            task.add_done_callback(self._work.discard)
+
+    async def close(self) -> None:
+        """Finish what was acknowledged (vectors, used keys), then close store and leases."""
+        for task in list(self._work):
+            task.cancel()
+        await asyncio.gather(*self._work, return_exceptions=True)
+        with suppress(StoreUnavailable):
+            await self.settle()
+        await self._leases.close()
+        await self._store.close()
+
+    async def settle(self) -> None:
+        """Do now what the upkeep would do by and by: vectors of new entries, used keys, expired entries."""
+        await self._embed_new()
+        await self._touch()
+        self.expired += await self._store.remove_expired(self._clock())
+
+    async def _embedding(self) -> None:
+        """Vectors of new entries, soon after their record was acknowledged: a caller does not wait for the encoder."""
+        while True:
+            await self._wants_vectors.wait()
+            self._wants_vectors.clear()
+            await asyncio.sleep(GATHER_S)
+            with suppress(StoreUnavailable, UnknownNamespace):
+                await self._embed_new()
+
+    async def _upkeep(self) -> None:
+        while True:
+            await asyncio.sleep(UPKEEP_S)
+            with suppress(StoreUnavailable, UnknownNamespace):  # who asks for something meanwhile is told
+                await self.settle()
+                await self._learn_grown()
+
+    # -- namespaces ----------------------------------------------------------------------------------------------------
 
     async def namespaces(self) -> list[str]:
-        await self._refresh()
-        return sorted(self._known)
+        return await self._store.namespaces()
 
     async def namespace(self, name: str) -> Namespace:
-        return (await self._of(name)).namespace
+        return (await self._policies.newest(name)).namespace
 
     async def put_namespace(self, namespace: Namespace) -> None:
         """Create it, or replace its tools and policy. Its entries stay; calibrate afterwards to use new roles."""
+        known = await self._store.known(namespace.name)
         await self._store.put_namespace(namespace)
+        for name, tool in namespace.tools.items():
+            before = known.namespace.tools.get(name) if known is not None else None
+            if before is not None and _rules(before) != _rules(tool):
+                await self._store.clear_evidence(namespace.name, name)
 
-    # -- lookup -------------------------------------------------------------------------------------------------------
+    async def delete_namespace(self, name: str) -> int:
+        """Forget it with all its entries; how many there were."""
+        removed = await self._store.delete_namespace(name)
+        if removed is None:
+            raise UnknownNamespace(name)
+        await self._following.forget(name)
+        return removed
 
-    async def lookup(self, namespace: str, questions: Sequence[Question]) -> list[Answered]:
+    # -- lookup --------------------------------------------------------------------------------------------------------
+
+    async def lookup(
+        self,
+        namespace: str,
+        questions: Sequence[Question],
+        *,
+        miss: MissPolicy = TELL,
+        explain: bool = False,
+    ) -> list[Answered]:
         """One answer a question, in their order.
 
         Questions that follow others are answered wave by wave, since an answer can change the state; all others
         share one round trip to the store.
         """
-        known = await self._of(namespace)
+        policy = await self._policies.of(namespace)
+        flight: Flight | None = None
         answered: dict[int, Answered] = {}
         for wave in _waves(questions):
-            states = {i: _state(questions[i], answered.get(i - 1)) for i in wave}
-            answered |= await self._answer(known, {i: questions[i] for i in wave}, states)
-        self._count(namespace, questions, answered)
+            placed = {i: (questions[i], *_state(questions[i], answered.get(i - 1))) for i in wave}
+            policy, asked = await self._tiers.answer(policy, placed, explain=explain)
+            if miss.action != "fail":
+                flight = flight or Flight(self._leases, self._tiers, policy, miss)
+                await flight.take([one for one in asked.values() if isinstance(one, Asked)])
+            for i, one in asked.items():
+                answered[i] = self._answered(policy, one, placed[i][1])
+        self._count(policy, questions, answered)
         return [answered[i] for i in range(len(questions))]
 
-    async def _answer(
-        self, known: _Known, questions: Mapping[int, Question], states: Mapping[int, str]
-    ) -> dict[int, Answered]:
-        refused: dict[int, Answered] = {}
-        asked: dict[int, _Asked] = {}
-        for i, question in questions.items():
-            one = _asked(known, question, states[i])
-            if isinstance(one, Miss):
-                refused[i] = Answered(answer=one, state=states[i], state_after="")
-            else:
-                asked[i] = one
-        await self._exact(known, list(asked.values()))
-        await self._similar(known, [one for one in asked.values() if one.answer is None])
-        await self._approximate(known, [one for one in asked.values() if not isinstance(one.answer, Hit)])
-        return refused | {i: _answered(one) for i, one in asked.items()}
+    async def lookup_quickly(
+        self, namespace: str, questions: Sequence[Question], *, miss: MissPolicy = TELL
+    ) -> list[QuickHit | Answered]:
+        """The same answers as `lookup`, plain exact ones at a quarter of its price."""
+        policy = await self._policies.of(namespace)
+        if not quick.are_quick(policy, questions):
+            return list(await self.lookup(namespace, questions, miss=miss))
+        keys = quick.keys(policy, questions)
+        asked = [(i, key) for i, key in enumerate(keys) if key is not None]
+        found = await self._store.get(namespace, [key for _, key in asked])
+        hits: list[QuickHit | None] = [None] * len(questions)
+        if found.revision == policy.revision:
+            for (i, key), samples in zip(asked, found.samples, strict=True):
+                hits[i] = quick.hit(policy, questions[i], key, samples)
+        self._count_quick(policy, questions, keys, hits)
+        answered: list[QuickHit | Answered] = [each for each in hits if each is not None]
+        rest = [i for i, each in enumerate(hits) if each is None]
+        if rest:
+            others = await self.lookup(namespace, [questions[i] for i in rest], miss=miss)
+            for i, each in zip(rest, others, strict=True):
+                answered.insert(i, each)
+        return answered
 
-    async def _exact(self, known: _Known, asked: Sequence[_Asked]) -> None:
-        allowed = [one for one in asked if Tier.EXACT in known.namespace.tiers & one.question.tiers]
-        if not allowed:
-            return
-        samples = await self._store.get(known.namespace.name, [entry_key(one.scope, one.call) for one in allowed])
-        for one, found in zip(allowed, samples, strict=True):
-            one.answer = tiers.exact(found, one.profile)
+    def _count_quick(
+        self,
+        policy: Policy,
+        questions: Sequence[Question],
+        keys: Sequence[str | None],
+        hits: Sequence[QuickHit | None],
+    ) -> None:
+        name, saved_s = policy.name, 0.0
+        served = [question.tool for question, each in zip(questions, hits, strict=True) if each is not None]
+        for tool, count in Counter(served).items():
+            self._answers[name, tool, Tier.EXACT] += count
+        for each in hits:
+            if each is not None:
+                saved_s += each.result.took_s
+        self._seconds_saved[name] += saved_s
+        if policy.namespace.max_bytes:
+            self._used[name].update(key for key, each in zip(keys, hits, strict=True) if key and each is not None)
 
-    async def _similar(self, known: _Known, asked: Sequence[_Asked]) -> None:
-        for one in asked:
-            one.answer = tiers.miss(one.tool, one.call)
-            may = Tier.SIMILAR in known.namespace.tiers & one.question.tiers and one.profile.can_be_similar
-            if one.answer.reason is not Reason.NOT_RECORDED or not may:
-                continue
-            digest = guard(one.scope, one.tool.name, one.call.arguments, one.profile.roles)
-            passed = await self._store.with_guard(known.namespace.name, digest)
-            one.candidates = [entry for entry in passed if not entry.result.is_error]
-            one.equal = tiers.equal_where_it_matters(one.call, one.candidates, one.profile)
-            if one.equal is not None:
-                one.answer = tiers.similar(
-                    one.call, one.equal, one.profile, threshold=known.namespace.similar_threshold
-                )
-            elif one.candidates and not one.profile.serves_rewordings:
-                one.answer = tiers.below_floor(Reason.FREE_TEXT, one.profile)  # before the encoder, which costs most
-        reworded = [one for one in asked if one.candidates and _misses(one, Reason.NOT_RECORDED)]
-        vectors = await self._vectors(reworded)
-        for one in reworded:
-            best = None if vectors is None else await self._nearest_of(known, one, vectors[id(one)])
-            if best is None:
-                detail = "no vectors to compare; exact answers go on, and calibrating makes what vectors are missing"
-                one.answer = Miss(reason=Reason.NO_VECTORS, detail=detail)
-            else:
-                one.answer = tiers.similar(one.call, best, one.profile, threshold=known.namespace.similar_threshold)
-
-    async def _nearest_of(self, known: _Known, one: _Asked, vector: Vector) -> Candidate | None:
-        partition = (known.namespace.name, one.tool.name)
-        await self._follow(partition)
-        entries = {entry.order: entry for entry in one.candidates}
-        near = self._index.nearest(partition, vector, 1, among=list(entries))
-        return Candidate(entry=entries[near[0][0]], score=near[0][1]) if near else None
-
-    async def _approximate(self, known: _Known, asked: Sequence[_Asked]) -> None:
-        guessable = [
-            one
-            for one in asked
-            if one.tool.reads
-            and Tier.APPROXIMATE in known.namespace.tiers & one.question.tiers
-            and not _misses(one, Reason.INVALID_ARGUMENTS)  # a live call would be an error, and errors are not guessed
-        ]
-        missing: list[_Asked] = []
-        for one in guessable:
-            digest = call_digest(one.question.environment, one.call)
-            others = await self._store.with_call(known.namespace.name, digest)
-            guess = tiers.approximate([entry for entry in others if not entry.result.is_error], None, one.profile)
-            if guess is None:
-                missing.append(one)
-            else:
-                one.answer = guess
-        vectors = await self._vectors(missing)
-        for one in missing:
-            if vectors is not None:
-                one.answer = await self._nearest_guess(known, one, vectors[id(one)]) or one.answer
-
-    async def _nearest_guess(self, known: _Known, one: _Asked, vector: Vector) -> Guess | None:
-        partition = (known.namespace.name, one.tool.name)
-        await self._follow(partition)
-        near = self._index.nearest(partition, vector, calibration.GUESS_CANDIDATES)
-        entries = await self._store.by_order(known.namespace.name, [order for order, _ in near])
-        usable = [
-            Candidate(entry=entries[order], score=score)
-            for order, score in near
-            if order in entries and not entries[order].result.is_error
-        ]
-        return tiers.approximate([], usable[0] if usable else None, one.profile)
-
-    async def _vectors(self, asked: Sequence[_Asked]) -> dict[int, Vector] | None:
-        """A vector for each, by its identity; None if the embedder is away."""
-        if not asked:
-            return {}
-        try:
-            vectors = await self._embedder.embed([text_of(one.tool.name, one.call.arguments) for one in asked])
-        except EmbedderUnavailable:
-            return None
-        return {id(one): vector for one, vector in zip(asked, vectors, strict=True)}
-
-    async def _follow(self, partition: tuple[str, str]) -> None:
-        """Bring the index up to the store, whoever wrote to it."""
-        new = await self._store.vectors(*partition, after=self._index.last(partition))
-        if new:
-            self._index.add(partition, new)
-
-    # -- record -------------------------------------------------------------------------------------------------------
-
-    async def record(self, namespace: str, recordings: Sequence[Recording]) -> list[Recorded]:
-        """Store executed calls; what comes back as anything but refused is durable."""
-        known = await self._of(namespace)
-        entries: dict[int, Entry] = {}
-        refused: dict[int, Recorded] = {}
-        for i, recording in enumerate(recordings):
-            try:
-                entries[i] = self._entry(known, recording)
-            except CallRefused as error:
-                refused[i] = Recorded(outcome=None, refused=str(error))
-        outcomes = await self._store.put(namespace, list(entries.values()))
-        await self._embed_new(known, [e for e, o in zip(entries.values(), outcomes, strict=True) if o != Outcome.KNOWN])
-        done = {
-            i: Recorded(outcome=outcome, entry=entry.id, state_after=_after_recording(known, recordings[i], entry))
-            for (i, entry), outcome in zip(entries.items(), outcomes, strict=True)
-        }
-        return [(done | refused)[i] for i in range(len(recordings))]
-
-    def _entry(self, known: _Known, recording: Recording) -> Entry:
-        """Raises CallRefused."""
-        tool = known.namespace.tools.get(recording.tool)
-        if tool is None:
-            raise CallRefused(_no_such_tool(known, recording.tool))
-        try:
-            call = Call.of(recording.tool, recording.arguments)
-        except NotCanonical as error:
-            raise CallRefused(f"arguments of {recording.tool}: {error}") from error
-        if not 0.0 <= recording.result.took_s <= MOST_SECONDS:
-            raise CallRefused(f"result of {recording.tool}: took_s must lie in 0..{MOST_SECONDS:g}")
-        try:
-            recording.result.content.encode()
-            recording.environment.encode()
-        except UnicodeEncodeError as error:
-            raise CallRefused(f"result of {recording.tool}: not Unicode text ({error})") from error
-        where = scope(tool, recording.environment, recording.state or initial_state(recording.environment))
-        is_donor = tool.reads and tool.violation(call.arguments) is None
-        return Entry(
-            key=entry_key(where, call),
-            scope=where,
-            environment=recording.environment,
-            tool=tool.name,
-            arguments=call.arguments,
-            canonical=call.canonical,
-            result=recording.result,
-            result_digest=recording.result.digest(),
-            guard=guard(where, tool.name, call.arguments, known.profile(tool).roles) if is_donor else "",
-            call_digest=call_digest(recording.environment, call),
-            recorded_at_s=self._clock(),
+    def _answered(self, policy: Policy, one: Asked | Miss, state: str) -> Answered:
+        if isinstance(one, Miss):
+            return Answered(answer=one, state=state, state_after="")
+        assert isinstance(one, Asked) and one.answer is not None
+        answer, tool = one.answer, one.tool.tool
+        if isinstance(answer, Miss):
+            after, lineage = (one.state if tool.reads else ""), one.lineage
+        else:
+            lineage = one.lineage
+            if answer.reason is Reason.SIMULATED:
+                lineage = min(lineage, answer.trust)
+            after = (
+                one.state
+                if tool.reads
+                else state_after(one.state, one.call, tool=tool, is_error=answer.result.is_error)
+            )
+            if policy.namespace.max_bytes:
+                self._used[policy.name].add(one.key)
+        share = policy.namespace.shadow_share
+        return Answered(
+            answer=answer,
+            state=with_lineage(one.state, one.lineage),
+            state_after=with_lineage(after, lineage),
+            lineage=lineage,
+            lease=one.lease,
+            shared=one.shared,
+            shadow=share > 0.0 and not isinstance(answer, Miss) and self._chance() < share,
+            explanation=None if one.notes is None else _explained(policy, one),
         )
 
-    async def _embed_new(self, known: _Known, entries: Sequence[Entry]) -> None:
-        """Vectors for new entries that could be served by them at once. The others get theirs when calibrating."""
-        wanted = [entry for entry in entries if entry.guard and known.needs_vectors_now(entry.tool)]
-        if not wanted:
-            return
+    def _count(self, policy: Policy, questions: Sequence[Question], answered: Mapping[int, Answered]) -> None:
+        name = policy.name
+        for i, each in answered.items():
+            answer = each.answer
+            # A name that is no tool's would grow the counts for ever.
+            tool = questions[i].tool if questions[i].tool in policy.tools else ""
+            if isinstance(answer, Miss):
+                self._answers[name, tool, Tier.MISS] += 1
+            else:
+                self._answers[name, tool, tier_of(answer)] += 1
+                self._seconds_saved[name] += answer.result.took_s
+
+    # -- leases --------------------------------------------------------------------------------------------------------
+
+    async def extend_lease(self, namespace: str, lease_id: str, ttl_s: float) -> bool:
+        return await self._leases.extend(namespace, lease_id, ttl_s)
+
+    async def release_lease(self, namespace: str, lease_id: str) -> bool:
+        return await self._leases.release(namespace, lease_id)
+
+    # -- record --------------------------------------------------------------------------------------------------------
+
+    async def record(
+        self, namespace: str, recordings: Sequence[Recording], *, once: Once | None = None
+    ) -> list[Recorded]:
+        """Store executed calls; what comes back as anything but refused is durable."""
+        policy = await self._policies.current(namespace)
+        now_s = self._clock()
+        entries: dict[int, Entry] = {}
+        done: dict[int, Recorded] = {}
+        for i, recording in enumerate(recordings):
+            try:
+                entries[i] = entry_of(policy, recording, now_s=now_s)
+            except CallRefused as error:
+                done[i] = Recorded(outcome=None, refused=str(error))
+        outcomes = await self._store.put(namespace, list(entries.values()), once=once)
+        for (i, entry), outcome in zip(entries.items(), outcomes, strict=True):
+            done[i] = recorded(policy, recordings[i], entry, outcome)
+            if outcome is not Outcome.KNOWN:
+                self._grown[namespace, entry.tool] += 1
+                self._want_vector(policy, entry)
+        await self._end_leases(namespace, recordings, done)
+        for tool, evidence in shadows(recordings, entries).items():
+            await self._store.add_evidence(namespace, tool, evidence)
+        await self._keep_quota(policy)
+        return [done[i] for i in range(len(recordings))]
+
+    async def _end_leases(self, namespace: str, recordings: Sequence[Recording], done: Mapping[int, Recorded]) -> None:
+        """Leases whose results are stored are settled; one whose result was refused passes on."""
+        stored = {recordings[i].lease for i, each in done.items() if each.outcome is not None} - {""}
+        refused = {recordings[i].lease for i, each in done.items() if each.outcome is None} - {""}
+        if stored:
+            await self._leases.settle(namespace, stored)
+        for lease in refused:
+            await self._leases.release(namespace, lease)
+
+    async def _keep_quota(self, policy: Policy) -> None:
+        limit = policy.namespace.max_bytes
+        if limit and await self._store.size_bytes(policy.name) > limit:
+            await self._touch()
+            spare = await self._leases.holding(policy.name)
+            self.evicted += await self._store.evict(
+                policy.name, int(limit * EVICT_TO), spare={key.partition("#")[0] for key in spare}
+            )
+
+    def _want_vector(self, policy: Policy, entry: Entry) -> None:
+        """Vectors of new entries that could be served by them now. The others get theirs when their tool is learned."""
+        own = policy.tools[entry.tool]
+        if entry.place.guard and own.needs_vectors:
+            self._to_embed.append((policy.name, own.tool, entry))
+            self._wants_vectors.set()
+
+    async def _embed_new(self) -> None:
+        while self._to_embed:
+            batch, self._to_embed = self._to_embed[:EMBED_BATCH], self._to_embed[EMBED_BATCH:]
+            by_tool: dict[tuple[str, str], list[tuple[Tool, Entry]]] = defaultdict(list)
+            for namespace, tool, entry in batch:
+                by_tool[namespace, tool.name].append((tool, entry))
+            for (namespace, name), wanted in by_tool.items():
+                await self._embed(namespace, name, wanted)
+
+    async def _embed(self, namespace: str, name: str, wanted: Sequence[tuple[Tool, Entry]]) -> None:
+        texts = [text_of(name, masked(entry.arguments, tool.masks)) for tool, entry in wanted]
         try:
-            vectors = await self._embedder.embed([text_of(entry.tool, entry.arguments) for entry in wanted])
+            vectors = await self._embedder.embed(texts, tenant=namespace)
         except EmbedderUnavailable:
             return
-        stored = await self._store.get(known.namespace.name, [entry.key for entry in wanted])
-        for entry, vector, samples in zip(wanted, vectors, stored, strict=True):
-            orders = [each.order for each in samples if each.result_digest == entry.result_digest]
-            await self._store.put_vectors(known.namespace.name, entry.tool, dict.fromkeys(orders, vector))
+        orders = await self._orders(namespace, [entry for _, entry in wanted])
+        made = {order: vector for order, vector in zip(orders, vectors, strict=True) if order is not None}
+        await self._store.put_vectors(namespace, name, made, version=self._embedder.version)
 
-    # -- learning and looking at it -----------------------------------------------------------------------------------
+    async def _touch(self) -> None:
+        used, self._used = self._used, defaultdict(set)
+        for namespace, keys in used.items():
+            await self._store.touch(namespace, keys, self._clock())
+
+    # -- learning and looking at it ------------------------------------------------------------------------------------
 
     async def calibrate(self, namespace: str, progress: Callable[[str, int, int], None] | None = None) -> None:
         """Learn every tool's roles and trust from what is recorded. `progress(tool, done, of)` counts tools."""
-        known = await self._of(namespace)
+        policy = await self._policies.newest(namespace)
         learned: dict[str, Profile] = {}
-        for done, tool in enumerate(known.namespace.tools.values()):
+        for done, (name, own) in enumerate(policy.tools.items()):
             if progress is not None:
-                progress(tool.name, done, len(known.namespace.tools))
-            learned[tool.name] = await self._learn(known.namespace, tool)
+                progress(name, done, len(policy.tools))
+            self._grown.pop((namespace, name), None)
+            learned[name] = await self._learning.learn(policy.namespace, own.tool)
         await self._store.put_profiles(namespace, learned)
 
-    async def _learn(self, namespace: Namespace, tool: Tool) -> Profile:
-        entries = [entry async for entry in self._store.entries(namespace.name, tool.name)]
-        lesson = calibration.lesson(tool, entries)
-        await self._store.set_guards(namespace.name, lesson.changed_guards)
-        if calibration.wants_vectors(namespace, lesson.profile):
-            await self._embed_missing(namespace.name, tool, entries)
-        partition = (namespace.name, tool.name)
-
-        def nearest(entry: Entry, among: Sequence[int] | None) -> list[tuple[int, float]]:
-            vector = vectors.get(entry.order)
-            count = 1 if among is not None else calibration.GUESS_CANDIDATES
-            return [] if vector is None else self._index.nearest(partition, vector, count, among=among)
-
-        await self._follow(partition)
-        vectors = {each.entry_order: each.vector for each in await self._store.vectors(*partition, after=0)}
-        return calibration.measured(lesson, namespace, nearest)
-
-    async def _embed_missing(self, namespace: str, tool: Tool, entries: Sequence[Entry]) -> None:
-        have = {each.entry_order for each in await self._store.vectors(namespace, tool.name, after=0)}
-        missing = [entry for entry in entries if entry.order not in have]
-        for start in range(0, len(missing), EMBED_BATCH):
-            batch = missing[start : start + EMBED_BATCH]
-            try:
-                vectors = await self._embedder.embed([text_of(tool.name, entry.arguments) for entry in batch])
-            except EmbedderUnavailable:
-                return
-            orders = [entry.order for entry in batch]
-            await self._store.put_vectors(namespace, tool.name, dict(zip(orders, vectors, strict=True)))
+    async def _learn_grown(self) -> None:
+        """Refit the tools whose recordings have grown enough to tell something new."""
+        for (namespace, tool), new in list(self._grown.items()):
+            policy = await self._policies.newest(namespace)
+            own = policy.tools.get(tool)
+            if own is None:
+                del self._grown[namespace, tool]
+            elif new >= max(LEARN_AT_LEAST, LEARN_AFTER * own.profile.entries):
+                del self._grown[namespace, tool]
+                await self._store.put_profiles(
+                    namespace, {tool: await self._learning.learn(policy.namespace, own.tool)}
+                )
 
     async def report(self, namespace: str) -> Report:
-        known = await self._of(namespace)
-        counts = await self._store.counts(namespace)
+        policy = await self._policies.newest(namespace)
+        size = await self._store.size(namespace)
         tools = tuple(
             ToolReport(
-                tool=tool,
-                entries=counts.get(tool.name, (0, 0))[0],
-                conflicts=counts.get(tool.name, (0, 0))[1],
-                answers={tier: self._answers[namespace, tool.name, tier] for tier in Tier},
-                profile=known.profile(tool),
+                tool=own.tool,
+                entries=size.tools.get(name, (0, 0))[0],
+                conflicts=size.tools.get(name, (0, 0))[1],
+                answers={tier: self._answers[namespace, name, tier] for tier in Tier},
+                profile=own.profile,
             )
-            for tool in known.namespace.tools.values()
+            for name, own in policy.tools.items()
         )
         served = {
             tier: sum(n for (ns, _, t), n in self._answers.items() if (ns, t) == (namespace, tier)) for tier in Tier
         }
         return Report(
             namespace=namespace,
-            entries=sum(entries for entries, _ in counts.values()),
-            environments=await self._store.environments(namespace),
+            entries=size.entries,
+            environments=size.environments,
             tools=tools,
             answers=served,
             seconds_saved=self._seconds_saved[namespace],
+            size_bytes=size.size_bytes,
         )
 
-    # -- helpers ------------------------------------------------------------------------------------------------------
+    # -- entries -------------------------------------------------------------------------------------------------------
 
-    async def _of(self, name: str) -> _Known:
-        await self._refresh()
-        known = self._known.get(name)
-        if known is None:
-            have = ", ".join(sorted(self._known)) or "none yet"
-            raise UnknownNamespace(
-                f"no namespace {name!r} (there are: {have}); create it with PUT /v1/namespaces/{name}"
-            )
-        return known
+    async def browse(self, namespace: str, tool: str | None, after: int, limit: int) -> list[Entry]:
+        """Entries in the order they came, from the one after `after` on."""
+        await self._policies.of(namespace)
+        found: list[Entry] = []
+        async for entry in self._store.entries(namespace, tool, after=after):
+            found.append(entry)
+            if len(found) == limit:
+                break
+        return found
 
-    async def _refresh(self) -> None:
-        revision = await self._store.revision()
-        if revision == self._revision:
-            return
-        self._known = {
-            name: _Known(namespace=namespace, profiles=await self._store.profiles(name))
-            for name, namespace in (await self._store.namespaces()).items()
-        }
-        self._revision = revision
+    async def remove_where(self, namespace: str, which: Filter) -> int:
+        await self._policies.newest(namespace)
+        return await self._store.remove_where(namespace, which)
 
-    def _count(self, namespace: str, questions: Sequence[Question], answered: Mapping[int, Answered]) -> None:
-        for i, each in answered.items():
-            tier = _tier(each.answer)
-            self._answers[namespace, questions[i].tool, tier] += 1
-            if not isinstance(each.answer, Miss):
-                self._seconds_saved[namespace] += each.answer.result.took_s
+    async def export(self, namespace: str) -> AsyncGenerator[bytes, None]:
+        """The namespace and its entries with their vectors, one JSON object a line; `import_entries` reads it."""
+        policy = await self._policies.newest(namespace)
+        yield exporting.namespace_line(policy.namespace)
+        vectors = await self._vectors_by_order(policy)
+        async for entry in self._store.entries(namespace):
+            yield exporting.entry_line(entry, vectors.get(entry.order), version=self._embedder.version)
+
+    async def _vectors_by_order(self, policy: Policy) -> dict[int, bytes]:
+        found: dict[int, bytes] = {}
+        for tool in policy.tools:
+            stored = await self._store.vectors(policy.name, tool, version=self._embedder.version)
+            found |= {each.order: each.vector for each in stored}
+        return found
+
+    async def import_entries(self, namespace: str, lines: Sequence[exporting.Exported]) -> list[Outcome]:
+        """Exported entries as they were, with age, counts and vectors; what is known already is left as it is."""
+        policy = await self._policies.of(namespace)
+        entries = [exporting.entry_of(each) for each in lines]
+        have = await self._orders(policy.name, entries)
+        new = [entry for entry, order in zip(entries, have, strict=True) if order is None]
+        outcomes = iter(await self._store.put(policy.name, new))
+        vectors: dict[str, dict[int, bytes]] = defaultdict(dict)
+        for line, order in zip(lines, await self._orders(policy.name, entries), strict=True):
+            if line.vector and line.version == self._embedder.version and order is not None:
+                vectors[line.tool][order] = line.vector
+        for tool, own in vectors.items():
+            await self._store.put_vectors(policy.name, tool, own, version=self._embedder.version)
+        return [Outcome.KNOWN if order is not None else next(outcomes) for order in have]
+
+    async def _orders(self, namespace: str, entries: Sequence[Entry]) -> list[int | None]:
+        """Under which order each of the results is stored; None if it is not."""
+        found = await self._store.get(namespace, [entry.key for entry in entries])
+        return [
+            next((sample.order for sample in samples if sample.result_digest == entry.result_digest), None)
+            for entry, samples in zip(entries, found.samples, strict=True)
+        ]
 
 
-def _tier(answer: Hit | Guess | Miss) -> Tier:
+async def _kept_up(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Work that never ends by itself. A defect in it is told (asyncio's exception handler), and it begins anew."""
+    while True:
+        try:
+            await work()
+        except Exception as error:  # noqa: BLE001 - without its upkeep a service would quietly grow old
+            loop = asyncio.get_running_loop()
+            loop.call_exception_handler({"message": "upkeep of the cache failed and begins anew", "exception": error})
+            await asyncio.sleep(UPKEEP_S)
+
+
+def tier_of(answer: Hit | Guess | Miss) -> Tier:
     match answer:
         case Hit():
             return answer.tier
@@ -455,8 +515,15 @@ def _tier(answer: Hit | Guess | Miss) -> Tier:
             return Tier.MISS
 
 
-def _waves(questions: Sequence[Question]) -> list[list[int]]:
+def _rules(tool: Tool) -> tuple[object, ...]:
+    """What, when changed, makes shadow evidence be about another tool."""
+    return tool.effect, tool.roles, tool.masks, tool.parameters, tool.simulate_writes
+
+
+def _waves(questions: Sequence[Question]) -> list[Sequence[int]]:
     """Indices by how many questions they follow: wave 0 follows none, wave 1 follows one of wave 0, ..."""
+    if not any(question.follows for question in questions):
+        return [range(len(questions))]
     waves: list[list[int]] = []
     depth = 0
     for i, question in enumerate(questions):
@@ -464,48 +531,30 @@ def _waves(questions: Sequence[Question]) -> list[list[int]]:
         if depth == len(waves):
             waves.append([])
         waves[depth].append(i)
-    return waves
+    return list(waves)
 
 
-def _state(question: Question, previous: Answered | None) -> str:
-    """The state to look up in; "" where it is not known, as for a batch's first item if that follows another."""
+def _state(question: Question, previous: Answered | None) -> tuple[str, float]:
+    """The state to look up in, and its lineage; "" where it is not known, as for a batch's first item if that follows
+    another."""
     if question.follows:
-        return "" if previous is None else previous.state_after
-    return question.state or initial_state(question.environment)
+        return ("", 1.0) if previous is None else split_lineage(previous.state_after)
+    return split_lineage(question.state) if question.state else (initial_state(question.environment), 1.0)
 
 
-def _asked(known: _Known, question: Question, state: str) -> _Asked | Miss:
-    if not state:
-        return Miss(reason=Reason.STATE_UNKNOWN, detail="it follows a call whose effect is not known yet")
-    tool = known.namespace.tools.get(question.tool)
-    if tool is None:
-        return Miss(reason=Reason.UNKNOWN_TOOL, detail=_no_such_tool(known, question.tool))
-    try:
-        call = Call.of(question.tool, question.arguments)
-    except NotCanonical as error:
-        return Miss(reason=Reason.NOT_CANONICAL, detail=str(error))
-    return _Asked(question=question, state=state, tool=tool, call=call, profile=known.profile(tool))
-
-
-def _misses(one: _Asked, reason: Reason) -> bool:
-    return isinstance(one.answer, Miss) and one.answer.reason is reason
-
-
-def _answered(one: _Asked) -> Answered:
-    answer = one.answer if one.answer is not None else tiers.miss(one.tool, one.call)
-    if isinstance(answer, Miss):
-        after = one.state if one.tool.reads else ""
-    else:
-        after = state_after(one.state, one.call, tool=one.tool, is_error=answer.result.is_error)
-    return Answered(answer=answer, state=one.state, state_after=after)
-
-
-def _after_recording(known: _Known, recording: Recording, entry: Entry) -> str:
-    call = Call(tool=entry.tool, arguments=entry.arguments, canonical=entry.canonical)
-    state = recording.state or initial_state(recording.environment)
-    return state_after(state, call, tool=known.namespace.tools[entry.tool], is_error=recording.result.is_error)
-
-
-def _no_such_tool(known: _Known, tool: str) -> str:
-    have = ", ".join(sorted(known.namespace.tools)) or "none"
-    return f"namespace {known.namespace.name} has no tool {tool!r} (it has: {have})"
+def _explained(policy: Policy, one: Asked) -> Explanation:
+    assert one.notes is not None
+    profile, tool = one.tool.profile, one.tool.tool
+    return Explanation(
+        key=one.key,
+        state=with_lineage(one.state, one.lineage),
+        canonical=one.call.canonical,
+        roles=profile.roles,
+        masked=tuple(f"{mask.argument}={mask.pattern}" if mask.pattern else mask.argument for mask in tool.masks),
+        guard=guard_contents(one.call.kept, profile.roles),
+        threshold=policy.namespace.similar_threshold,
+        floor=tool.similar_floor,
+        trust=profile.trusts(),
+        steps=tuple(one.notes.steps),
+        candidates=tuple(one.notes.candidates),
+    )

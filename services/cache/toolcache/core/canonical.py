@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from json.encoder import encode_basestring
 from typing import Any
 
+import orjson
 import rfc8785
 
 MAX_DEPTH = 64
 """Deepest nesting of arguments that is accepted; real tool schemas stay below ten."""
+_PLAIN_TYPES = frozenset((str, int, bool, type(None)))
 _FIRST_EXPONENT = 1e21
 """From here on ECMAScript writes floats with an exponent, which no integer has."""
 
@@ -35,12 +37,32 @@ def canonical_json(value: Any) -> str:
     >>> canonical_json({"b": 1.0, "a": [True, None, 2**60]})
     '{"a":[true,null,1152921504606846976],"b":1}'
     """
+    plain = plain_json(value)
+    if plain is not None:
+        return plain.decode()
     try:
         text = _written(value, MAX_DEPTH)
         text.encode()
     except ValueError as error:  # of rfc8785 for NaN, of encode for a surrogate, of str for more than 4,300 digits
         raise NotCanonical(str(error)) from error
     return text
+
+
+def plain_json(value: Any) -> bytes | None:
+    """The canonical text of an object where orjson, which is 20 times faster, writes the very same; else None.
+
+    That is so for one level of strings, integers, true, false and null under ASCII names, whose order is the same by
+    bytes and by UTF-16.
+    """
+    if type(value) is not dict:
+        return None
+    for name, each in value.items():
+        if type(each) not in _PLAIN_TYPES or not name.isascii():
+            return None
+    try:
+        return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+    except orjson.JSONEncodeError:  # a lone surrogate, or an integer beyond 64 bits
+        return None
 
 
 def canonical_text(text: str) -> str:
@@ -62,13 +84,29 @@ def digest(*parts: str) -> str:
 
     SHA-256 rather than a faster hash because tenants of one service do not trust each other.
     """
-    hasher = hashlib.sha256()
-    for part in parts:
-        # A lone surrogate can stand in an environment or a tool name; it has bytes of its own here.
-        encoded = part.encode("utf-8", "surrogatepass")
-        hasher.update(len(encoded).to_bytes(8, "big"))
-        hasher.update(encoded)
-    return hasher.hexdigest()
+    return hashlib.sha256(b"".join([_framed(part) for part in parts])).hexdigest()
+
+
+def digester(*parts: str) -> Callable[[bytes], str]:
+    """`digest(*parts, last)` as a function of the last part's UTF-8: the others are hashed once.
+
+    >>> digester("a", "b")(b"c") == digest("a", "b", "c")
+    True
+    """
+    begun = hashlib.sha256(b"".join([_framed(part) for part in parts]))
+
+    def finished(last: bytes) -> str:
+        hasher = begun.copy()
+        hasher.update(len(last).to_bytes(8, "big") + last)
+        return hasher.hexdigest()
+
+    return finished
+
+
+def _framed(part: str) -> bytes:
+    # A lone surrogate can stand in an environment or a tool name; it has bytes of its own here.
+    encoded = part.encode("utf-8", "surrogatepass")
+    return len(encoded).to_bytes(8, "big") + encoded
 
 
 def _written(value: Any, levels: int) -> str:

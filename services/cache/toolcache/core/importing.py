@@ -1,20 +1,41 @@
-"""Recorded trajectories into a cache, each call in the state that its own history led to."""
+"""Recorded trajectories, and exported entries, into a cache; each call in the state that its own history led to.
+
+A line that was imported before is known: what it holds is there, and counts no second time.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
 
-from toolcache.core.cache import Recording, ToolCache, UnknownNamespace
+from toolcache.core.cache import Recorded, Recording, UnknownNamespace
 from toolcache.core.calls import Call
-from toolcache.core.canonical import NotCanonical
+from toolcache.core.canonical import NotCanonical, digest
+from toolcache.core.entries import Outcome
+from toolcache.core.exporting import Exported, NoExport, is_export, read_line
+from toolcache.core.ports import Once
 from toolcache.core.state import initial_state, state_after
 from toolcache.core.tools import Namespace, Tool
 from toolcache.core.trajectories import Step, Trajectory, TrajectoryInvalid, trajectory
 
+LINES_KEPT_S = 400 * 86400.0
+"""Seconds for which a line counts as imported: longer than recordings are worked with."""
 MOST_REJECTS = 100
 """Rejects that are reported one by one; all are counted."""
+
+
+class Target(Protocol):
+    """What is needed of a cache to import into it."""
+
+    async def namespaces(self) -> list[str]: ...
+    async def namespace(self, name: str) -> Namespace: ...
+    async def put_namespace(self, namespace: Namespace) -> None: ...
+    async def record(
+        self, namespace: str, recordings: Sequence[Recording], *, once: Once | None = None
+    ) -> list[Recorded]: ...
+    async def import_entries(self, namespace: str, lines: Sequence[Exported]) -> list[Outcome]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +108,8 @@ def _placed(namespace: Namespace, step: Step, state: str) -> Placed:
     if step.arguments is None:
         return Placed(step=step, state=state, reason="unparsable", detail=f"{step.tool}: {step.unparsable}")
     try:
-        call = Call.of(step.tool, step.arguments)
+        tool = namespace.tools.get(step.tool)
+        call = Call.of(step.tool, step.arguments, () if tool is None else tool.masks)
     except NotCanonical as error:
         return Placed(step=step, state=state, reason="not_canonical", detail=f"{step.tool}: {error}")
     if not state:
@@ -103,9 +125,17 @@ def _placed(namespace: Namespace, step: Step, state: str) -> Placed:
 
 
 async def import_line(
-    cache: ToolCache, line: str | bytes, number: int, report: ImportReport, *, namespace: str | None = None
+    cache: Target,
+    line: bytes,
+    number: int,
+    report: ImportReport,
+    *,
+    namespace: str | None = None,
 ) -> None:
-    """Store one line's calls and add to the report. A line that cannot be used is counted, never fatal."""
+    """Store what one line holds and add to the report. A line that cannot be used is counted, never fatal."""
+    if is_export(line):
+        await _import_exported(cache, line, number, report, namespace=namespace)
+        return
     try:
         recorded = trajectory(line)
         target = await cache.namespace(namespace or recorded.domain)
@@ -118,11 +148,45 @@ async def import_line(
     if not recorded.environment:
         report.reject(number, "no_environment", "a trajectory must name the `environment` it ran in")
         return
-    await _import(cache, target, recorded, number, report)
+    await _import(cache, target, recorded, number, report, Once(name=_name_of(line), keep_s=LINES_KEPT_S))
+
+
+def _name_of(line: bytes) -> str:
+    return "line:" + digest(line.strip().decode("utf-8", "replace"))
+
+
+async def _import_exported(
+    cache: Target, line: bytes, number: int, report: ImportReport, *, namespace: str | None
+) -> None:
+    try:
+        read = read_line(line)
+        if isinstance(read, Exported):
+            await _import_entry(cache, read, report, namespace)
+        else:
+            await _create(cache, replace(read, name=namespace or read.name))
+    except NoExport as error:
+        report.reject(number, "invalid_line", str(error))
+    except UnknownNamespace as error:
+        report.reject(number, "unknown_namespace", str(error))
+
+
+async def _import_entry(cache: Target, read: Exported, report: ImportReport, namespace: str | None) -> None:
+    if namespace is None:
+        raise NoExport("an exported entry does not tell its namespace: name it with ?namespace=")
+    report.calls += 1
+    report.namespaces.add(namespace)
+    for outcome in await cache.import_entries(namespace, [read]):
+        report.outcomes[outcome] += 1
+
+
+async def _create(cache: Target, namespace: Namespace) -> None:
+    """Make the namespace of an export unless there is one: the policy of one in use is its operator's."""
+    if namespace.name not in await cache.namespaces():
+        await cache.put_namespace(namespace)
 
 
 async def _import(
-    cache: ToolCache, namespace: Namespace, recorded: Trajectory, number: int, report: ImportReport
+    cache: Target, namespace: Namespace, recorded: Trajectory, number: int, report: ImportReport, once: Once
 ) -> None:
     report.trajectories += 1
     report.namespaces.add(namespace.name)
@@ -141,7 +205,7 @@ async def _import(
             )
         )
     report.calls += len(recorded.steps)
-    for outcome in await cache.record(namespace.name, recordings):
+    for outcome in await cache.record(namespace.name, recordings, once=once):
         if outcome.outcome is None:
             report.reject(number, "refused", outcome.refused)
         else:

@@ -11,7 +11,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from toolcache.core.calls import Call, call_digest
 from toolcache.core.canonical import canonical_json, digest
+from toolcache.core.entries import Place
 from toolcache.core.text_guard import critical_tokens
 from toolcache.core.tools import Role, Tool
 
@@ -69,10 +71,23 @@ def roles(tool: Tool, values: Mapping[str, Sequence[Any]], irrelevant: frozenset
 
 
 def guard(scope: str, tool: str, arguments: Mapping[str, Any], roles: Mapping[str, Role]) -> str:
-    """Digest of all that must be equal: scope, tool, identity arguments, and the critical tokens of free text.
+    """Digest of all that must be equal for an answer that is worded differently: scope, tool and `guard_contents`."""
+    return _guard(scope, tool, canonical_json(guard_contents(arguments, roles)))
+
+
+def _guard(scope: str, tool: str, contents: str) -> str:
+    return digest("toolcache/guard/1", scope, tool, contents)
+
+
+def guard_contents(arguments: Mapping[str, Any], roles: Mapping[str, Role]) -> dict[str, Any]:
+    """What of the arguments must be equal: identity arguments as they are, and the critical tokens of free text.
 
     An argument unknown to the schema is identity; an absent argument differs from any present one, except where the
     argument is irrelevant.
+
+    >>> guard_contents({"city": "Rome", "query": "not far", "page": 2},
+    ...     {"query": Role.FREE_TEXT, "page": Role.IRRELEVANT})
+    {'city': {'is': 'Rome'}, 'query': {'words': ['not']}}
     """
     kept: dict[str, Any] = {}
     for name, value in arguments.items():
@@ -83,7 +98,66 @@ def guard(scope: str, tool: str, arguments: Mapping[str, Any], roles: Mapping[st
                 kept[name] = {"words": list(critical_tokens(value))}
             case _:
                 kept[name] = {"is": value}
-    return digest("toolcache/guard/1", scope, tool, canonical_json(kept))
+    return kept
+
+
+def equal(scope: str, tool: str, arguments: Mapping[str, Any], roles: Mapping[str, Role]) -> str:
+    """Digest of scope, tool and all arguments but the irrelevant ones, free text whole.
+
+    "" where no argument of the tool is irrelevant: what is equal then has the same key anyway.
+    """
+    return _equal(scope, tool, _what_matters(arguments, roles))
+
+
+def _what_matters(arguments: Mapping[str, Any], roles: Mapping[str, Role]) -> str:
+    if Role.IRRELEVANT not in roles.values():
+        return ""
+    return canonical_json({name: value for name, value in arguments.items() if roles.get(name) is not Role.IRRELEVANT})
+
+
+def _equal(scope: str, tool: str, what_matters: str) -> str:
+    return digest("toolcache/equal/1", scope, tool, what_matters) if what_matters else ""
+
+
+def place(tool: Tool, scope: str, environment: str, call: Call, roles: Mapping[str, Role]) -> Place:
+    """Where an entry of this call can be found by other calls.
+
+    As a donor only if the tool reads or its writes may be simulated, and the call keeps to the schema: the result of
+    one that does not is an error sooner or later. What is masked is in none of the digests.
+    """
+    return Placing(tool, roles).place(scope, environment, call)
+
+
+class Placing:
+    """Places for many entries of one tool: what the same arguments give in another state is worked out once."""
+
+    def __init__(self, tool: Tool, roles: Mapping[str, Role]) -> None:
+        self._tool = tool
+        self._roles = roles
+        self._contents: dict[str, tuple[str, str] | None] = {}
+
+    def place(self, scope: str, environment: str, call: Call) -> Place:
+        named = call_digest(environment, call)
+        contents = self._of(call)
+        if contents is None:
+            return Place(call=named)
+        guarded, what_matters = contents
+        return Place(guard=_guard(scope, call.tool, guarded), equal=_equal(scope, call.tool, what_matters), call=named)
+
+    def _of(self, call: Call) -> tuple[str, str] | None:
+        """What guard and equal are digests of; None where the call can answer no other."""
+        if not (self._tool.reads or self._tool.simulate_writes):
+            return None
+        if call.kept is not call.arguments or not self._tool.reads:
+            return self._made(call)  # the canonical text may leave out what is against the schema
+        if call.canonical not in self._contents:
+            self._contents[call.canonical] = self._made(call)
+        return self._contents[call.canonical]
+
+    def _made(self, call: Call) -> tuple[str, str] | None:
+        if self._tool.violation(call.arguments) is not None:
+            return None
+        return canonical_json(guard_contents(call.kept, self._roles)), _what_matters(call.kept, self._roles)
 
 
 def can_be_similar(roles: Mapping[str, Role]) -> bool:

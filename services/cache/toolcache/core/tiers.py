@@ -6,22 +6,23 @@ The order of the tiers is the order of the functions: exact, similar, approximat
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+
+import msgspec
 
 from toolcache.core.adapt import adapted
-from toolcache.core.calls import Call
-from toolcache.core.entries import Entry, Result
+from toolcache.core.calls import Call, masked
+from toolcache.core.entries import Entry, Result, Sample, donor_id
 from toolcache.core.profile import Profile, similar_reason
 from toolcache.core.tools import Tier, Tool
-from toolcache.core.trust import SIMILAR_FLOOR, Reason
+from toolcache.core.trust import Reason, kind
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hit:
+class Hit(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """An answer that passed every guard: exact or similar."""
 
     tier: Tier
-    donor: Entry
+    donor: str
+    """Id of the recorded entry."""
     result: Result
     trust: float
     reason: Reason
@@ -29,19 +30,21 @@ class Hit:
     was_adapted: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Guess:
+class Guess(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """An approximate answer: allowed by policy, trusted as little as was measured."""
 
-    donor: Entry
+    donor: str
     result: Result
     trust: float
     reason: Reason
     score: float | None = None
 
+    @property
+    def tier(self) -> Tier:
+        return Tier.APPROXIMATE
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Miss:
+
+class Miss(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     reason: Reason
     detail: str = ""
 
@@ -49,8 +52,7 @@ class Miss:
 Answer = Hit | Guess | Miss
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Candidate:
+class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     """An entry that passed the guards, and its cosine similarity to the asked call."""
 
     entry: Entry
@@ -58,73 +60,98 @@ class Candidate:
     """None where no vector was asked."""
 
 
-def exact(samples: Sequence[Entry], profile: Profile) -> Hit | None:
-    """The recorded result of this very call in this very scope; the most frequent one, the older of equals."""
-    if not samples:
-        return None
-    donor = max(samples, key=lambda entry: (entry.seen, -entry.order))
-    if len(samples) == 1:
-        own, reason = 1.0, Reason.RECORDED
-    else:
-        own, reason = donor.seen / sum(entry.seen for entry in samples), Reason.CONFLICT
-    trust = min(own, profile.trust(Reason.RECORDED))
-    return Hit(tier=Tier.EXACT, donor=donor, result=donor.result, trust=trust, reason=reason)
+def exact(
+    key: str, samples: Sequence[Sample], profile: Profile, *, now_s: float, is_masked: bool = False
+) -> Hit | None:
+    """The recorded result of this very call in this very scope; the most frequent one, the older of equals.
 
-
-def similar(call: Call, candidate: Candidate | None, profile: Profile, *, threshold: float) -> Hit | Miss:
-    """The best candidate that passed the guard, if near enough and if the tool has earned it.
-
-    An error is never served as similar, so it must not be the candidate.
+    None where nothing is recorded that has not expired. `is_masked`: something in the asked call is, so that the donor
+    may have had another value there.
     """
-    if candidate is None:
-        return Miss(reason=Reason.NOT_RECORDED)
+    fresh = samples if len(samples) == 1 and samples[0].is_fresh(now_s) else [s for s in samples if s.is_fresh(now_s)]
+    if not fresh:
+        return None
+    if len(fresh) > 1:
+        return _most_frequent(key, fresh, profile)
+    donor = fresh[0]
+    return Hit(
+        tier=Tier.EXACT,
+        donor=donor_id(key, donor.result_digest),
+        result=donor.result,
+        trust=profile.trust(Reason.MASKED) if is_masked else profile.recorded_trust,
+        reason=Reason.MASKED if is_masked else Reason.RECORDED,
+    )
+
+
+def _most_frequent(key: str, samples: Sequence[Sample], profile: Profile) -> Hit:
+    """Of results that contradict each other; trusted no more than its share of the recordings."""
+    donor = max(samples, key=lambda sample: (sample.seen, -sample.order))
+    share = donor.seen / sum(sample.seen for sample in samples)
+    return Hit(
+        tier=Tier.EXACT,
+        donor=donor_id(key, donor.result_digest),
+        result=donor.result,
+        trust=min(share, profile.recorded_trust),
+        reason=Reason.CONFLICT,
+    )
+
+
+def similar(call: Call, candidate: Candidate, profile: Profile, *, tool: Tool, threshold: float) -> Hit | Miss:
+    """The best candidate that passed the guard, if it is near enough and if its kind of answer is proven.
+
+    An error is never served as similar, and a write only where it is simulated: the caller sees to both.
+    """
     donor, score = candidate.entry, candidate.score
     if score is not None and score < threshold:
         return Miss(
             reason=Reason.BELOW_THRESHOLD,
             detail=f"nearest {donor.id} has similarity {score:.3f}, threshold {threshold:g}",
         )
-    reason = similar_reason(call.arguments, donor.arguments, profile.roles)
-    trust = profile.trust(reason)
-    if trust < SIMILAR_FLOOR:
-        return below_floor(reason, profile)
+    reason = _similar_reason(call, donor, profile, tool)
+    if not profile.serves(reason, score, tool.similar_floor):
+        return below_floor(reason, profile, score=score, floor=tool.similar_floor)
     text = adapted(donor.result.content, donor.arguments, call.arguments, profile.roles)
     return Hit(
         tier=Tier.SIMILAR,
-        donor=donor,
-        result=donor.result if text is None else replace(donor.result, content=text),
-        trust=trust,
+        donor=donor.id,
+        result=donor.result if text is None else Result(content=text, took_s=donor.result.took_s),
+        trust=profile.trust(reason, score),
         reason=reason,
         score=score,
         was_adapted=text is not None,
     )
 
 
-def below_floor(reason: Reason, profile: Profile) -> Miss:
-    """A similar answer of that kind exists, but the tool has not earned it."""
-    trust = profile.trust(reason)
-    return Miss(
-        reason=Reason.BELOW_FLOOR,
-        detail=f"similar answers ({reason}) of this tool have trust {trust:.2f}, floor {SIMILAR_FLOOR:g}",
+def _similar_reason(call: Call, donor: Entry, profile: Profile, tool: Tool) -> Reason:
+    """A simulated write is a kind of its own, whatever differs: equal words need not mean an equal state."""
+    if not tool.reads:
+        return Reason.SIMULATED
+    kept = masked(donor.arguments, tool.masks) if tool.masks else donor.arguments
+    return similar_reason(call.kept, kept, profile.roles)
+
+
+def below_floor(reason: Reason, profile: Profile, *, score: float | None, floor: float) -> Miss:
+    """A similar answer of that kind exists, but the tool has not proven itself."""
+    name, proven = kind(reason, score), profile.proven(reason, score)
+    detail = (
+        f"similar answers ({name}) of this tool are proven right to a share of {proven:.2f}, its floor is {floor:g}"
     )
+    return Miss(reason=Reason.BELOW_FLOOR, detail=detail)
 
 
-def equal_where_it_matters(call: Call, candidates: Sequence[Entry], profile: Profile) -> Candidate | None:
-    """The oldest candidate that differs only in irrelevant arguments: no vector need be asked for it."""
-    equal = [e for e in candidates if similar_reason(call.arguments, e.arguments, profile.roles) is Reason.IRRELEVANT]
-    return Candidate(entry=min(equal, key=lambda e: e.order)) if equal else None
+def approximate(other_states: Entry | None, nearest: Candidate | None, profile: Profile) -> Guess | None:
+    """A guess for a reading tool: the newest result of the same call in another state, else the nearest call's.
+
+    Neither may be an error.
+    """
+    if other_states is not None:
+        return _guess(Candidate(entry=other_states), Reason.OTHER_STATE, profile)
+    return None if nearest is None else _guess(nearest, Reason.NEAREST, profile)
 
 
-def approximate(other_states: Sequence[Entry], nearest: Candidate | None, profile: Profile) -> Guess | None:
-    """A guess for a reading tool: the newest result of the same call in another state, else the nearest call's."""
-    if other_states:
-        donor = max(other_states, key=lambda entry: entry.order)
-        trust = profile.trust(Reason.OTHER_STATE)
-        return Guess(donor=donor, result=donor.result, trust=trust, reason=Reason.OTHER_STATE)
-    if nearest is not None:
-        donor, trust = nearest.entry, profile.trust(Reason.NEAREST)
-        return Guess(donor=donor, result=donor.result, trust=trust, reason=Reason.NEAREST, score=nearest.score)
-    return None
+def _guess(candidate: Candidate, reason: Reason, profile: Profile) -> Guess:
+    donor, score = candidate.entry, candidate.score
+    return Guess(donor=donor.id, result=donor.result, trust=profile.trust(reason, score), reason=reason, score=score)
 
 
 def miss(tool: Tool, call: Call) -> Miss:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -12,6 +13,9 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import SchemaError, best_match
 from referencing import Registry
 from referencing.exceptions import Unresolvable
+
+MOST_SAMPLES = 64
+"""Samples kept of one call of a stochastic tool: twice the largest groups in use."""
 
 
 class Effect(StrEnum):
@@ -44,6 +48,15 @@ class NamespaceInvalid(ValueError):
     """A toolset that cannot be used: a broken JSON schema, a tool twice, a role for an argument that is not there."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mask:
+    """A part of the arguments that cannot matter: request ids, nonces, trace headers."""
+
+    argument: str
+    pattern: str = ""
+    """Regular expression: what it matches in the argument's strings is masked. Empty: the whole argument is."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Tool:
     """One tool: its JSON schema and what is known of its effect and arguments."""
@@ -55,6 +68,14 @@ class Tool:
     roles: Mapping[str, Role] = field(default_factory=dict)
     """The operator's word, by argument."""
     errors_change_state: bool = False
+    ttl_s: float | None = None
+    """Seconds a result stays true; None: for ever."""
+    samples: int = 1
+    """Results kept a call; more than 1 for a stochastic tool."""
+    masks: tuple[Mask, ...] = ()
+    simulate_writes: bool = False
+    similar_floor: float = 0.9
+    """Least proven precision with which similar answers are served (trust.py)."""
 
     def __post_init__(self) -> None:
         try:
@@ -64,6 +85,19 @@ class Tool:
         unknown = set(self.roles) - set(self.properties)
         if unknown:
             raise NamespaceInvalid(f"tool {self.name}: role given for {sorted(unknown)}, not among its parameters")
+        if self.ttl_s is not None and not self.ttl_s > 0:
+            raise NamespaceInvalid(f"tool {self.name}: ttl_s is {self.ttl_s}; leave it out for results that stay true")
+        if not 1 <= self.samples <= MOST_SAMPLES:
+            raise NamespaceInvalid(f"tool {self.name}: samples is {self.samples}; it must lie in 1..{MOST_SAMPLES}")
+        if not 0.0 <= self.similar_floor <= 1.0:
+            raise NamespaceInvalid(f"tool {self.name}: similar_floor is {self.similar_floor}; it must lie in 0..1")
+        for mask in self.masks:
+            try:
+                re.compile(mask.pattern)
+            except re.error as error:
+                raise NamespaceInvalid(
+                    f"tool {self.name}: the mask of {mask.argument} is no regular expression: {error}"
+                ) from error
 
     @property
     def properties(self) -> Mapping[str, Any]:
@@ -103,7 +137,15 @@ class Namespace:
     tools: Mapping[str, Tool]
     tiers: frozenset[Tier] = frozenset({Tier.EXACT, Tier.SIMILAR})
     similar_threshold: float = 0.8
+    max_bytes: int = 0
+    """Bytes of entries to keep; beyond it the least recently used go. 0: no limit."""
+    shadow_share: float = 0.0
+    """Share of served answers that ask for a shadow execution."""
 
     def __post_init__(self) -> None:
+        if self.max_bytes < 0:
+            raise NamespaceInvalid(f"max_bytes is {self.max_bytes}; 0 means no limit")
+        if not 0.0 <= self.shadow_share <= 1.0:
+            raise NamespaceInvalid(f"shadow_share is {self.shadow_share}; it must lie in 0..1")
         if not 0.0 <= self.similar_threshold <= 1.0:
             raise NamespaceInvalid(f"similar_threshold is {self.similar_threshold}; it must lie in 0..1")

@@ -2,54 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
-from toolcache.core.cache import Answered, Question, Recorded, Recording, Report, ToolReport
-from toolcache.core.entries import Result
+from toolcache.core.access import ApiKey, ApiRole
+from toolcache.core.cache import Answered, Recorded, Recording, Report, Served, ToolReport
+from toolcache.core.entries import Entry, Result
+from toolcache.core.explaining import Explanation
 from toolcache.core.importing import ImportReport
-from toolcache.core.tiers import Guess, Hit, Miss
-from toolcache.core.tools import Effect, Namespace, NamespaceInvalid, Role, Tier, Tool
-from toolcache.core.trust import Reason
+from toolcache.core.profile import Profile
+from toolcache.core.tiers import Hit, Miss
+from toolcache.core.tools import Effect, Mask, Namespace, NamespaceInvalid, Role, Tier, Tool
+from toolcache.core.trust import NONE
 from toolcache_client import messages as wire
 
-ALL_TIERS = frozenset(Tier)
-
-
-def question(item: wire.LookupItem) -> Question:
-    return Question(
-        tool=item.tool,
-        arguments=item.arguments,
-        environment=item.environment,
-        state=item.state,
-        follows=item.follows,
-        tiers=ALL_TIERS if item.tiers is None else frozenset(map(Tier, item.tiers)),
-    )
+ROLES: Mapping[str, ApiRole] = {role.name.lower(): role for role in ApiRole}
+_ROLE_NAMES: Mapping[ApiRole, wire.ApiRole] = {ApiRole.READ: "read", ApiRole.WRITE: "write", ApiRole.ADMIN: "admin"}
 
 
 def answer(answered: Answered) -> wire.Answer:
     given = answered.answer
-    match given:
-        case Miss():
-            return wire.Answer(
-                tier="miss",
-                trust=0.0,
-                reason=given.reason.value,
-                state=answered.state or None,
-                state_after=answered.state_after or None,
-                detail=given.detail,
-            )
-        case Hit() | Guess():
-            return wire.Answer(
-                tier=given.tier.value if isinstance(given, Hit) else "approximate",
-                trust=given.trust,
-                reason=given.reason.value,
-                state=answered.state or None,
-                state_after=answered.state_after or None,
-                result=_result(given.result),
-                donor=given.donor.id,
-                score=given.score,
-                adapted=isinstance(given, Hit) and given.was_adapted,
-            )
+    if isinstance(given, Miss):
+        return wire.Answer(
+            tier="miss",
+            trust=0.0,
+            reason=given.reason.value,
+            state=answered.state or None,
+            state_after=answered.state_after or None,
+            detail=given.detail,
+            lineage=answered.lineage,
+            lease=answered.lease,
+            shared=answered.shared,
+            explanation=_explanation(answered.explanation),
+        )
+    return wire.Answer(
+        tier=given.tier.value,
+        trust=given.trust,
+        reason=given.reason.value,
+        state=answered.state or None,
+        state_after=answered.state_after or None,
+        result=_result(given.result),
+        donor=given.donor,
+        score=given.score,
+        adapted=isinstance(given, Hit) and given.was_adapted,
+        lineage=answered.lineage,
+        shared=answered.shared,
+        shadow=answered.shadow,
+        explanation=_explanation(answered.explanation),
+    )
 
 
 def recording(item: wire.RecordItem) -> Recording:
@@ -57,8 +56,13 @@ def recording(item: wire.RecordItem) -> Recording:
         tool=item.tool,
         arguments=item.arguments,
         environment=item.environment,
-        result=Result(content=item.result.content, is_error=item.result.is_error, took_s=item.result.took_s),
+        result=result(item.result),
         state=item.state,
+        lease=item.lease,
+        tags=item.tags,
+        served=None
+        if item.served is None
+        else Served(reason=item.served.reason, result=result(item.served.result), score=item.served.score),
     )
 
 
@@ -81,6 +85,8 @@ def namespace(name: str, spec: wire.NamespaceSpec) -> Namespace:
         tools=tools,
         tiers=frozenset(map(Tier, spec.tiers)) - {Tier.MISS},
         similar_threshold=spec.similar_threshold,
+        max_bytes=spec.max_bytes,
+        shadow_share=spec.shadow_share,
     )
 
 
@@ -89,6 +95,8 @@ def spec(namespace: Namespace) -> wire.NamespaceSpec:
         tools=tuple(_tool_spec(tool) for tool in namespace.tools.values()),
         tiers=tuple(tier.value for tier in Tier if tier in namespace.tiers),
         similar_threshold=namespace.similar_threshold,
+        max_bytes=namespace.max_bytes,
+        shadow_share=namespace.shadow_share,
     )
 
 
@@ -100,6 +108,7 @@ def stats(report: Report) -> wire.Stats:
         tools=tuple(map(_tool_stats, report.tools)),
         answers={tier.value: count for tier, count in report.answers.items()},
         seconds_saved=report.seconds_saved,
+        size_bytes=report.size_bytes,
     )
 
 
@@ -117,8 +126,66 @@ def import_report(report: ImportReport) -> wire.ImportReport:
     )
 
 
+def entry_view(entry: Entry) -> wire.EntryView:
+    return wire.EntryView(
+        id=entry.id,
+        order=entry.order,
+        tool=entry.tool,
+        arguments=dict(entry.arguments),
+        environment=entry.environment,
+        result=_result(entry.result),
+        recorded_at_s=entry.recorded_at_s,
+        seen=entry.seen,
+        expires_at_s=entry.expires_at_s,
+        tags=entry.tags,
+    )
+
+
+def api_key(key: ApiKey, *, secret: str = "") -> wire.ApiKey:
+    return wire.ApiKey(
+        id=key.id,
+        name=key.name,
+        role=_ROLE_NAMES[key.role],
+        namespaces=key.namespaces,
+        created_at_s=key.created_at_s,
+        secret=secret,
+    )
+
+
+def result(sent: wire.ToolResult) -> Result:
+    return Result(content=sent.content, is_error=sent.is_error, took_s=sent.took_s)
+
+
 def _result(result: Result) -> wire.ToolResult:
     return wire.ToolResult(content=result.content, is_error=result.is_error, took_s=result.took_s)
+
+
+def _explanation(made: Explanation | None) -> wire.Explanation | None:
+    if made is None:
+        return None
+    return wire.Explanation(
+        key=made.key,
+        state=made.state,
+        canonical=made.canonical,
+        roles={argument: role.value for argument, role in made.roles.items()},
+        masked=made.masked,
+        guard=dict(made.guard),
+        threshold=made.threshold,
+        floor=made.floor,
+        trust=dict(made.trust),
+        steps=made.steps,
+        candidates=tuple(
+            wire.Candidate(
+                donor=each.donor,
+                arguments=dict(each.arguments),
+                verdict=each.verdict,
+                differs=each.differs,
+                score=each.score,
+                age_s=each.age_s,
+            )
+            for each in made.candidates
+        ),
+    )
 
 
 def _tool(spec: wire.ToolSpec) -> Tool:
@@ -129,6 +196,11 @@ def _tool(spec: wire.ToolSpec) -> Tool:
         effect=Effect(spec.effect),
         roles={argument: Role(role) for argument, role in spec.arguments.items()},
         errors_change_state=spec.errors_change_state,
+        ttl_s=spec.ttl_s,
+        samples=spec.samples,
+        masks=tuple(Mask(argument=mask.argument, pattern=mask.pattern) for mask in spec.masks),
+        simulate_writes=spec.simulate_writes,
+        similar_floor=spec.similar_floor,
     )
 
 
@@ -140,26 +212,37 @@ def _tool_spec(tool: Tool) -> wire.ToolSpec:
         effect=tool.effect.value,
         arguments={argument: role.value for argument, role in tool.roles.items()},
         errors_change_state=tool.errors_change_state,
+        ttl_s=tool.ttl_s,
+        samples=tool.samples,
+        masks=tuple(map(_mask, tool.masks)),
+        simulate_writes=tool.simulate_writes,
+        similar_floor=tool.similar_floor,
     )
 
 
-_TRUSTED: Sequence[Reason] = (
-    Reason.RECORDED,
-    Reason.FREE_TEXT,
-    Reason.IRRELEVANT,
-    Reason.OTHER_STATE,
-    Reason.NEAREST,
-)
-"""The reasons of answers, each with a trust of its own."""
+def _mask(mask: Mask) -> wire.Mask:
+    return wire.Mask(argument=mask.argument, pattern=mask.pattern)
 
 
 def _tool_stats(report: ToolReport) -> wire.ToolStats:
+    profile = report.profile
     return wire.ToolStats(
         name=report.tool.name,
         effect=report.tool.effect.value,
         entries=report.entries,
         conflicts=report.conflicts,
         answers={tier.value: count for tier, count in report.answers.items()},
-        roles={argument: role.value for argument, role in report.profile.roles.items()},
-        trust={reason.value: report.profile.trust(reason) for reason in _TRUSTED},
+        roles={argument: role.value for argument, role in profile.roles.items()},
+        trust=profile.trusts(),
+        evidence=_evidence(profile),
+        proposed_masks=tuple(map(_mask, profile.proposed_masks)),
     )
+
+
+def _evidence(profile: Profile) -> dict[str, wire.Evidence]:
+    """What recorded pairs and shadow executions say together, by kind of answer."""
+    told: dict[str, wire.Evidence] = {}
+    for kind, proven in profile.proofs().items():
+        both = profile.evidence.get(kind, NONE) + profile.shadows.get(kind, NONE)
+        told[kind] = wire.Evidence(right=both.right, compared=both.served, proven=proven)
+    return told

@@ -1,0 +1,77 @@
+"""The short way to an exact answer, for the hottest path of all: plain calls that were recorded.
+
+It gives what lookup.py and tiers.py would give, or nothing; a property test holds them together. What makes it four
+times cheaper is what it leaves out: no objects between the message and the answer, keys from hashes that were begun
+before. Whatever is not plain (a write, a mask, a sample, a time to live, a lineage, a miss) goes the long way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from functools import lru_cache
+
+import msgspec
+
+from toolcache.core.calls import entry_prefix
+from toolcache.core.canonical import digester, plain_json
+from toolcache.core.entries import Result, Sample, donor_id
+from toolcache.core.policy import Policy
+from toolcache.core.questions import Question
+from toolcache.core.state import MARK, initial_state
+from toolcache.core.tools import Tier
+
+
+class QuickHit(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """An exact answer in the shape in which it is sent."""
+
+    tier: str = "exact"
+    trust: float
+    reason: str = "recorded"
+    state: str
+    state_after: str
+    result: Result
+    donor: str
+
+
+def are_quick(policy: Policy, questions: Sequence[Question]) -> bool:
+    """Whether a batch can go the short way at all: each question by itself, and no answer is to be shadowed."""
+    return not policy.namespace.shadow_share and not any(question.follows for question in questions)
+
+
+def keys(policy: Policy, questions: Sequence[Question]) -> list[str | None]:
+    """The exact key of each question; None for what is not plain."""
+    tools = policy.tools
+    found: list[str | None] = []
+    for question in questions:
+        own = tools.get(question.tool)
+        state = question.state
+        if own is None or not own.is_plain or MARK in state or not _accepts_exact(question.tiers):
+            found.append(None)
+            continue
+        text = plain_json(question.arguments)
+        found.append(None if text is None else _keyer(own.is_pure, question.environment, state, question.tool)(text))
+    return found
+
+
+def _accepts_exact(tiers: Collection[str] | None) -> bool:
+    return tiers is None or Tier.EXACT in tiers
+
+
+@lru_cache(maxsize=8192)
+def _keyer(is_pure: bool, environment: str, state: str, tool: str) -> Callable[[bytes], str]:
+    return digester(*entry_prefix(is_pure, environment, state or initial_state(environment), tool))
+
+
+def hit(policy: Policy, question: Question, key: str, samples: Sequence[Sample]) -> QuickHit | None:
+    """The answer, where the key has one result that does not expire."""
+    if len(samples) != 1 or samples[0].expires_at_s:
+        return None
+    sample = samples[0]
+    state = question.state or initial_state(question.environment)
+    return QuickHit(
+        trust=policy.tools[question.tool].profile.recorded_trust,
+        state=state,
+        state_after=state,
+        result=Result(content=sample.content, is_error=sample.is_error, took_s=sample.took_s),
+        donor=donor_id(key, sample.result_digest),
+    )
