@@ -159,10 +159,15 @@ class Metrics(Collector):
 
     # -- counting ------------------------------------------------------------------------------------------------------
 
-    def answered(self, namespace: str, tool: str, tier: str, job: str, trust: float, saved_s: float) -> None:
-        """One answer. `tool` is OTHER for one that the namespace does not have."""
+    def answered(
+        self, namespace: str, tool: str, tier: str, job: str, trust: float, saved_s: float, *, count: int = 1
+    ) -> None:
+        """So many answers of one kind: sums of their trust and of the seconds they saved.
+
+        `tool` is OTHER for one that the namespace does not have.
+        """
         cell = self._answers.get((namespace, tool, tier, job)) or self._cell(namespace, tool, tier, job)
-        cell.count += 1
+        cell.count += count
         cell.trust += trust
         cell.saved_s += saved_s
 

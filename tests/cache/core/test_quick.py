@@ -79,7 +79,7 @@ async def test_the_short_way_answers_as_the_long_way(
         await cache.calibrate("shop")
     # Those that were recorded are asked too, or hardly anything would ever hit.
     asked = [*questions, *(Ask(tool=r.tool, arguments=r.arguments, environment=r.environment) for r in recordings)]
-    short = await cache.lookup_quickly("shop", asked)
+    short = (await cache.lookup_quickly("shop", asked)).items
     counted = dict((await cache.report("shop")).answers)
     long = await cache.lookup("shop", asked)
     assert [seen(each) for each in short] == [seen(each) for each in long]
@@ -92,7 +92,7 @@ def order(n: int) -> Ask:
 
 async def test_a_plain_recorded_call_does_go_the_short_way(cache: ToolCache, tell: Any) -> None:
     await tell("get_order", "pending", order_id="#W1")
-    (answered,) = await cache.lookup_quickly("shop", [order(1)])
+    (answered,) = (await cache.lookup_quickly("shop", [order(1)])).items
     assert isinstance(answered, QuickHit)
 
 
@@ -105,7 +105,7 @@ async def test_what_is_not_plain_goes_the_long_way(
     changed = replace(shop.tools["get_order"], **policy)
     await cache.put_namespace(replace(shop, tools={**shop.tools, "get_order": changed}))
     await tell("get_order", "pending", order_id="#W1")
-    (answered,) = await cache.lookup_quickly("shop", [order(1)])
+    (answered,) = (await cache.lookup_quickly("shop", [order(1)])).items
     assert isinstance(answered, Answered) and not isinstance(answered.answer, Miss)
 
 
@@ -114,7 +114,8 @@ async def test_answers_of_both_ways_come_in_the_order_of_their_questions(cache: 
         await tell("get_order", str(n), order_id=f"#W{n}")
     await tell("cancel_order", "done", order_id="#W1")
     write = Ask(tool="cancel_order", arguments={"order_id": "#W1"}, environment="shop@1")
-    answers = await cache.lookup_quickly("shop", [order(9), order(2), write, order(1), order(8), order(3)])
+    asked = [order(9), order(2), write, order(1), order(8), order(3)]
+    answers = (await cache.lookup_quickly("shop", asked)).items
     assert [seen(each)[0] for each in answers] == ["miss", "exact", "exact", "exact", "miss", "exact"]
     contents = [seen(each)[5].content for each in answers if seen(each)[0] == "exact"]
     assert contents == ["2", "done", "1", "3"]
@@ -122,7 +123,8 @@ async def test_answers_of_both_ways_come_in_the_order_of_their_questions(cache: 
 
 async def test_misses_of_a_batch_get_their_leases(cache: ToolCache, tell: Any) -> None:
     await tell("get_order", "1", order_id="#W1")
-    hit, missed = await cache.lookup_quickly("shop", [order(1), order(2)], miss=MissPolicy(action="lease"))
+    both = await cache.lookup_quickly("shop", [order(1), order(2)], miss=MissPolicy(action="lease"))
+    hit, missed = both.items
     assert isinstance(hit, QuickHit)
     assert isinstance(missed, Answered) and missed.lease
 
@@ -131,8 +133,8 @@ async def test_a_changed_policy_is_seen_by_the_very_next_lookup(
     make_cache: Any, cache: ToolCache, shop: Namespace, tell: Any
 ) -> None:
     await tell("get_order", "1", order_id="#W1")
-    assert isinstance((await cache.lookup_quickly("shop", [order(1)]))[0], QuickHit)
+    assert isinstance((await cache.lookup_quickly("shop", [order(1)])).items[0], QuickHit)
     # Past this cache, as another process does.
     await cache._store.put_namespace(replace(shop, tiers=frozenset({Tier.SIMILAR})))
-    (answered,) = await cache.lookup_quickly("shop", [order(1)])
+    (answered,) = (await cache.lookup_quickly("shop", [order(1)])).items
     assert isinstance(answered, Answered) and isinstance(answered.answer, Miss)

@@ -14,6 +14,7 @@ from tests.cache.http.service import PENDING, Served, batch, call, client_of, ma
 from toolcache import telemetry
 from toolcache.core.access import hash_of
 from toolcache.core.ports import StoreUnavailable
+from toolcache.core.quick import QuickAnswers
 from toolcache.http.keyring import Keyring
 
 Events = list[dict[str, Any]]
@@ -98,10 +99,10 @@ async def test_a_slow_request_is_told_but_not_one_that_waited_for_others(
     monkeypatch.setattr("toolcache.http.operation.SLOW_S", 0.0)
     served = made()
 
-    async def waiting(*_: Any, **__: Any) -> list[Any]:
+    async def waiting(*_: Any, **__: Any) -> QuickAnswers:
         for exchange in served.traffic._exchanges.values():
             exchange.waited_s = waited_s
-        return []
+        return QuickAnswers(items=[])
 
     monkeypatch.setattr(served.cache, "lookup_quickly", waiting)
     async with client_of(served) as client:

@@ -35,7 +35,7 @@ from toolcache.core.ports import (
 )
 from toolcache.core.profile import Profile
 from toolcache.core.questions import TELL, Answered, Ask, MissPolicy, Question, Recorded, Recording, Served
-from toolcache.core.quick import QuickHit
+from toolcache.core.quick import QuickAnswers, QuickHit, Tally
 from toolcache.core.recording import CallRefused, entry_of, recorded, shadows
 from toolcache.core.roles import guard_contents, text_of
 from toolcache.core.state import initial_state, split_lineage, state_after, with_lineage
@@ -222,44 +222,39 @@ class ToolCache:
 
     async def lookup_quickly(
         self, namespace: str, questions: Sequence[Question], *, miss: MissPolicy = TELL
-    ) -> list[QuickHit | Answered]:
+    ) -> QuickAnswers:
         """The same answers as `lookup`, plain exact ones at a quarter of its price."""
         policy = await self._policies.of(namespace)
         if not quick.are_quick(policy, questions):
-            return list(await self.lookup(namespace, questions, miss=miss))
+            return QuickAnswers(items=list(await self.lookup(namespace, questions, miss=miss)))
         keys = quick.keys(policy, questions)
-        asked = [(i, key) for i, key in enumerate(keys) if key is not None]
-        found = await self._store.get(namespace, [key for _, key in asked])
-        hits: list[QuickHit | None] = [None] * len(questions)
-        if found.revision == policy.revision:
-            for (i, key), samples in zip(asked, found.samples, strict=True):
-                hits[i] = quick.hit(policy, questions[i], key, samples)
-        self._count_quick(policy, questions, keys, hits)
-        answered: list[QuickHit | Answered] = [each for each in hits if each is not None]
-        rest = [i for i, each in enumerate(hits) if each is None]
-        if rest:
+        asked = [key for key in keys if key is not None]
+        found = await self._store.get(namespace, asked)
+        if found.revision != policy.revision:
+            return QuickAnswers(items=list(await self.lookup(namespace, questions, miss=miss)))
+        hits, tallies = quick.hits(policy, questions, keys, found.samples)
+        self._count_quick(policy, keys, hits, tallies)
+        items: list[QuickHit | Answered] = [each for each in hits if each is not None]
+        if len(items) < len(hits):
+            rest = [i for i, each in enumerate(hits) if each is None]
             others = await self.lookup(namespace, [questions[i] for i in rest], miss=miss)
             for i, each in zip(rest, others, strict=True):
-                answered.insert(i, each)
-        return answered
+                items.insert(i, each)
+        return QuickAnswers(items=items, tallies=tallies)
 
     def _count_quick(
         self,
         policy: Policy,
-        questions: Sequence[Question],
         keys: Sequence[str | None],
         hits: Sequence[QuickHit | None],
+        tallies: Mapping[str, Tally],
     ) -> None:
-        name, saved_s = policy.name, 0.0
-        served = [question.tool for question, each in zip(questions, hits, strict=True) if each is not None]
-        for tool, count in Counter(served).items():
-            self._answers[name, tool, Tier.EXACT] += count
-        for each in hits:
-            if each is not None:
-                saved_s += each.result.took_s
-        self._seconds_saved[name] += saved_s
+        for tool, tally in tallies.items():
+            self._answers[policy.name, tool, Tier.EXACT] += tally.count
+            self._seconds_saved[policy.name] += tally.saved_s
         if policy.namespace.max_bytes:
-            self._used[name].update(key for key, each in zip(keys, hits, strict=True) if key and each is not None)
+            used = (key for key, each in zip(keys, hits, strict=True) if key is not None and each is not None)
+            self._used[policy.name].update(used)
 
     def _answered(self, policy: Policy, one: Asked | Miss, state: str) -> Answered:
         if isinstance(one, Miss):

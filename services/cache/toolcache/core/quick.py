@@ -7,7 +7,7 @@ before. Whatever is not plain (a write, a mask, a sample, a time to live, a line
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import msgspec
@@ -16,7 +16,7 @@ from toolcache.core.calls import entry_prefix
 from toolcache.core.canonical import digester, plain_json
 from toolcache.core.entries import Result, Sample, donor_id
 from toolcache.core.policy import Policy
-from toolcache.core.questions import Question
+from toolcache.core.questions import Answered, Question
 from toolcache.core.state import MARK, initial_state
 from toolcache.core.tools import Tier
 
@@ -33,6 +33,21 @@ class QuickHit(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     donor: str
 
 
+class Tally(msgspec.Struct, kw_only=True, gc=False):
+    """Quick hits of one tool; all of them are trusted alike."""
+
+    trust: float
+    count: int = 0
+    saved_s: float = 0.0
+
+
+class QuickAnswers(msgspec.Struct, kw_only=True):
+    """Answers in the order of their questions, and the quick ones among them counted by tool."""
+
+    items: list[QuickHit | Answered]
+    tallies: dict[str, Tally] = {}
+
+
 def are_quick(policy: Policy, questions: Sequence[Question]) -> bool:
     """Whether a batch can go the short way at all: each question by itself, and no answer is to be shadowed."""
     return not policy.namespace.shadow_share and not any(question.follows for question in questions)
@@ -43,9 +58,8 @@ def keys(policy: Policy, questions: Sequence[Question]) -> list[str | None]:
     tools = policy.tools
     found: list[str | None] = []
     for question in questions:
-        own = tools.get(question.tool)
-        state = question.state
-        if own is None or not own.is_plain or MARK in state or not _accepts_exact(question.tiers):
+        own, state, tiers = tools.get(question.tool), question.state, question.tiers
+        if own is None or not own.is_plain or MARK in state or not (tiers is None or Tier.EXACT in tiers):
             found.append(None)
             continue
         text = plain_json(question.arguments)
@@ -53,25 +67,41 @@ def keys(policy: Policy, questions: Sequence[Question]) -> list[str | None]:
     return found
 
 
-def _accepts_exact(tiers: Collection[str] | None) -> bool:
-    return tiers is None or Tier.EXACT in tiers
-
-
 @lru_cache(maxsize=8192)
 def _keyer(is_pure: bool, environment: str, state: str, tool: str) -> Callable[[bytes], str]:
     return digester(*entry_prefix(is_pure, environment, state or initial_state(environment), tool))
 
 
-def hit(policy: Policy, question: Question, key: str, samples: Sequence[Sample]) -> QuickHit | None:
-    """The answer, where the key has one result that does not expire."""
-    if len(samples) != 1 or samples[0].expires_at_s:
-        return None
-    sample = samples[0]
-    state = question.state or initial_state(question.environment)
-    return QuickHit(
-        trust=policy.tools[question.tool].profile.recorded_trust,
-        state=state,
-        state_after=state,
-        result=Result(content=sample.content, is_error=sample.is_error, took_s=sample.took_s),
-        donor=donor_id(key, sample.result_digest),
-    )
+def hits(
+    policy: Policy, questions: Sequence[Question], keys: Sequence[str | None], samples: Sequence[Sequence[Sample]]
+) -> tuple[list[QuickHit | None], dict[str, Tally]]:
+    """The answers, where a key has one result that does not expire, and how many of them by tool.
+
+    `samples` are those of the keys that are not None.
+    """
+    found: list[QuickHit | None] = []
+    tallies: dict[str, Tally] = {}
+    remaining = iter(samples)
+    for question, key in zip(questions, keys, strict=True):
+        own = () if key is None else next(remaining)
+        if key is None or len(own) != 1 or own[0].expires_at_s:
+            found.append(None)
+            continue
+        sample = own[0]
+        tally = tallies.get(question.tool)
+        if tally is None:
+            trust = policy.tools[question.tool].profile.recorded_trust
+            tally = tallies[question.tool] = Tally(trust=trust)
+        tally.count += 1
+        tally.saved_s += sample.took_s
+        state = question.state or initial_state(question.environment)
+        found.append(
+            QuickHit(
+                trust=tally.trust,
+                state=state,
+                state_after=state,
+                result=Result(content=sample.content, is_error=sample.is_error, took_s=sample.took_s),
+                donor=donor_id(key, sample.result_digest),
+            )
+        )
+    return found, tallies

@@ -122,13 +122,18 @@ class Endpoints:
             answers: list[QuickHit | wire.Answer] = [translate.answer(each) for each in long]
         else:
             short = await self._cache.lookup_quickly(body.namespace, body.items, miss=miss)
-            answers = [each if isinstance(each, QuickHit) else translate.answer(each) for each in short]
+            answers = [each if isinstance(each, QuickHit) else translate.answer(each) for each in short.items]
+            for tool, tally in short.tallies.items():
+                trust = tally.trust * tally.count
+                self._metrics.answered(body.namespace, tool, "exact", body.job, trust, tally.saved_s, count=tally.count)
         self._count(body, answers)
         return _encode(_Answers(items=answers))
 
     def _count(self, body: wire.LookupRequest, answers: Sequence[QuickHit | wire.Answer]) -> None:
         answered, namespace, job = self._metrics.answered, body.namespace, body.job
         for item, answer in zip(body.items, answers, strict=True):
+            if isinstance(answer, QuickHit):
+                continue
             if answer.result is None:
                 tool = OTHER if answer.reason in _NO_SUCH_TOOL else item.tool
                 answered(namespace, tool, "miss", job, 0.0, 0.0)
