@@ -96,6 +96,12 @@ def test_secrets_are_neither_kept_in_clear_nor_shown() -> None:
         ("redis://h/0", "redis://h/0"),
         ("no answer from redis+cluster://a:b@h:1, redis://c:d@i", "no answer from redis+cluster://h:1, redis://i"),
         ("/data/me@home.sqlite3", "/data/me@home.sqlite3"),
+        ("redis://:sec@ret@host", "redis://host"),
+        ("redis://u:p/w@host:1/0: no answer", "redis://host:1/0: no answer"),
+        ("redis://h/0?password=x", "redis://h/0"),
+        ("redis://u:p@h/0?password=x, and more", "redis://h/0 and more"),
+        ("redis://h/0?password=x@y", "redis://..."),
+        ("redis://u:p?w@host", "redis://..."),
     ],
 )
 def test_the_login_of_a_url_is_left_out(text: str, told: str) -> None:

@@ -51,8 +51,9 @@ class Server:
             except OSError:
                 return
             self._open.append(connection)
-            threading.Thread(target=self._serve, args=(self.connections, connection), daemon=True).start()
-            self.connections += 1
+            number = self.connections
+            self.connections += 1  # before it is served: a client that has its answer may look
+            threading.Thread(target=self._serve, args=(number, connection), daemon=True).start()
 
     def _serve(self, number: int, connection: socket.socket) -> None:
         with suppress(OSError), connection, connection.makefile("rb") as incoming:
@@ -379,6 +380,83 @@ def test_a_forked_process_takes_none_of_its_parent_s_connections(monkeypatch: py
         for _ in range(2):
             transport.handle_request(request(url)).read()
         assert server.connections == 2
+
+
+def dies_silently(connection: int, n: int, body: bytes) -> Script:
+    """The first three connections answer one request and never again, without an end."""
+    return [reply(b"x")] if n == 0 or connection > 2 else []
+
+
+def test_after_one_dead_connection_the_others_that_lay_idle_are_not_tried() -> None:
+    with serving(dies_silently) as (server, url):
+        transport = PooledTransport(url)
+        opened = [transport.handle_request(request(url)) for _ in range(3)]
+        for response in opened:
+            response.read()
+            response.close()
+        with pytest.raises(httpx.ReadTimeout):
+            transport.handle_request(request(url, timeout_s=0.05))
+        assert transport.handle_request(request(url)).read() == b"x"
+        assert server.connections == 4
+
+
+async def test_nor_are_they_in_an_event_loop() -> None:
+    with serving(dies_silently) as (server, url):
+        transport = AsyncPooledTransport(url)
+        opened = [await transport.handle_async_request(request(url)) for _ in range(3)]
+        for response in opened:
+            await response.aread()
+            await response.aclose()
+        with pytest.raises(httpx.ReadTimeout):
+            await transport.handle_async_request(request(url, timeout_s=0.05))
+        assert await (await transport.handle_async_request(request(url))).aread() == b"x"
+        assert server.connections == 4
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def test_a_connection_that_lay_idle_for_long_carries_no_further_call() -> None:
+    clock = Clock()
+    with serving(lambda connection, n, body: [reply(b"x")]) as (server, url):
+        transport = PooledTransport(url, clock=clock)
+        for now_s, connections in ((0.0, 1), (30.0, 1), (60.5, 2)):
+            clock.now_s = now_s
+            assert transport.handle_request(request(url)).read() == b"x"
+            assert server.connections == connections
+
+
+async def test_nor_does_one_that_lay_idle_in_an_event_loop() -> None:
+    clock = Clock()
+    with serving(lambda connection, n, body: [reply(b"x")]) as (server, url):
+        transport = AsyncPooledTransport(url, clock=clock)
+        for now_s, connections in ((0.0, 1), (30.0, 1), (60.5, 2)):
+            clock.now_s = now_s
+            assert await (await transport.handle_async_request(request(url))).aread() == b"x"
+            assert server.connections == connections
+
+
+def test_the_system_looks_after_connections_on_which_nothing_is_heard(
+    ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[int] = []
+    close = socket.socket.close
+
+    def closed(each: socket.socket) -> None:
+        if each.fileno() >= 0 and each.type == socket.SOCK_STREAM:
+            kept.append(each.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE))
+        close(each)
+
+    with serving(lambda connection, n, body: [reply(b"x")]) as (_, url):
+        monkeypatch.setattr(socket.socket, "close", closed)
+        ask(url, [request(url)])
+        monkeypatch.undo()
+    assert any(kept)
 
 
 @pytest.fixture

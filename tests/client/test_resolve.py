@@ -78,7 +78,7 @@ class AsyncScript:
         return self._script.lookup(*arguments, **keywords)
 
     async def record(self, *arguments: Any) -> list[Recorded]:
-        return self._script.record(*arguments)
+        return await asyncio.to_thread(self._script.record, *arguments)
 
     async def extend_lease(self, *arguments: Any, **keywords: Any) -> bool:
         return self._script.extend_lease(*arguments, **keywords)
@@ -262,6 +262,50 @@ def test_a_result_that_cannot_be_recorded_is_not_lost_but_its_state_is(resolved:
     script.refusal = refusal
     found = resolved(script, lambda: RESULT)
     assert (found.tier, found.result, found.state_after, found.unrecorded) == ("live", RESULT, None, refusal)
+    assert script.released == ["k.1"]
+
+
+def test_the_cache_s_own_error_from_an_execution_comes_through(resolved: Resolve) -> None:
+    def fail() -> ToolResult:
+        raise CacheUnavailable("another cache")
+
+    script = Script(LEASE)
+    with pytest.raises(CacheUnavailable, match="another cache"):
+        resolved(script, fail)
+    assert (script.released, script.recorded) == (["k.1"], [])
+
+
+def test_a_lease_is_extended_while_its_result_is_recorded(resolved: Resolve) -> None:
+    class Slow(Script):
+        def record(self, namespace: str, items: Sequence[RecordItem]) -> list[Recorded]:
+            assert self.was_extended.acquire(timeout=TIMEOUT_S)
+            return super().record(namespace, items)
+
+    script = Slow(LEASE)
+    assert resolved(script, lambda: RESULT, lease_s=0.01).unrecorded is None
+    assert (len(script.recorded), script.released) == (1, [])
+
+
+async def test_a_recording_that_is_cancelled_gives_the_lease_back() -> None:
+    is_recording = asyncio.Event()
+
+    class Hanging(AsyncScript):
+        async def record(self, *arguments: Any) -> list[Recorded]:
+            is_recording.set()
+            await asyncio.Event().wait()
+            raise AssertionError
+
+    async def execute() -> ToolResult:
+        return RESULT
+
+    script = Script(LEASE)
+    options: dict[str, Any] = {"lease_s": 60.0, "wait_s": 0.0, "tags": ()}
+    task = asyncio.create_task(resolve_async(Hanging(script), "n", ITEM, execute, **options))
+    await is_recording.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert script.released == ["k.1"]
 
 
 def test_a_hit_that_asks_for_a_shadow_execution_is_executed_and_compared(resolved: Resolve) -> None:

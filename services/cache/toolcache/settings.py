@@ -17,7 +17,7 @@ loopback one."""
 
 _PREFIX = "TOOLCACHE_"
 _REDIS = re.compile(r"rediss?(\+cluster)?://")
-_LOGIN = re.compile(r"(?<=://)[^/@\s]*@")
+_AFTER_SCHEME = re.compile(r"(?<=://)\S+")
 SHORTEST_ADMIN_KEY = 16
 """Characters: what is typed by hand must still be out of reach of guessing over a network."""
 
@@ -133,12 +133,18 @@ _KNOWN = frozenset(
 
 
 def without_login(text: str) -> str:
-    """The text with the logins of its URLs left out.
+    """The text with the logins and queries of its URLs left out: either may hold a password.
 
     >>> without_login("redis://user:word@host:6379/0: no answer")
     'redis://host:6379/0: no answer'
     """
-    return _LOGIN.sub("", text)
+    return _AFTER_SCHEME.sub(_place, text)
+
+
+def _place(match: re.Match[str]) -> str:
+    login, _, place = match[0].rpartition("@")  # the last one: a password may hold others
+    # A query that holds an "@", or a login that holds a "?": nobody can tell which.
+    return "..." if "?" in login else place.partition("?")[0]
 
 
 def _whole(name: str, given: Mapping[str, str], default: int, *, least: int = 1) -> int:

@@ -8,7 +8,8 @@ Not covered: proxies, redirects, HTTP/2. Who needs them hands an httpx transport
 
 There are as many connections as calls at once: a bound would let calls that wait for a result keep out the very call
 that brings it. One that the service closed while it lay idle is noticed at the next request, which takes another: all
-that the SDK sends may be sent twice.
+that the SDK sends may be sent twice. One that died without a word is noticed by nothing but a timeout; so none is used
+after IDLE_S, and the first timeout on one that lay idle ends all others that do.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ import os
 import select
 import socket
 import ssl
+import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from functools import cached_property
 from typing import Any, Generic, Protocol, TypeVar
@@ -28,6 +30,9 @@ import httpx
 
 from toolcache_client.http1 import NoReply, Reply, request_bytes
 
+IDLE_S = 30.0
+"""Seconds of idleness after which a connection is not used again: balancers and firewalls forget them, the shortest
+after about a minute, and some tell nobody."""
 _RECEIVE_BYTES = 2**18
 _MOST_UNREAD_BYTES = 2**20
 """Of a streamed reply; beyond it the service is made to wait."""
@@ -36,9 +41,9 @@ _MOST_UNREAD_BYTES = 2**20
 class PooledTransport(httpx.BaseTransport):
     """For code without an event loop; safe between threads."""
 
-    def __init__(self, url: httpx.URL) -> None:
+    def __init__(self, url: httpx.URL, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._origin = _Origin(url)
-        self._idle: _Idle[_Connection] = _Idle()
+        self._idle: _Idle[_Connection] = _Idle(clock)
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """The reply; read its stream and close it. Raises httpx.TransportError."""
@@ -49,6 +54,9 @@ class PooledTransport(httpx.BaseTransport):
             except (httpx.NetworkError, httpx.RemoteProtocolError):
                 if connection.has_heard:
                     raise
+            except httpx.TimeoutException:
+                self._idle.close()
+                raise
         return self._exchange(self._connected(request), sent, request)
 
     def _exchange(self, connection: _Connection, sent: bytes, request: httpx.Request) -> httpx.Response:
@@ -68,6 +76,7 @@ class PooledTransport(httpx.BaseTransport):
         try:
             made = socket.create_connection((origin.host, origin.port), _timeout_s(request, "connect"))
             made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             return _Connection(
                 made if origin.tls is None else origin.tls.wrap_socket(made, server_hostname=origin.host)
             )
@@ -81,15 +90,16 @@ class PooledTransport(httpx.BaseTransport):
 class AsyncPooledTransport(httpx.AsyncBaseTransport):
     """For asyncio code. In another event loop it begins anew: connections cannot follow there."""
 
-    def __init__(self, url: httpx.URL) -> None:
+    def __init__(self, url: httpx.URL, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._origin = _Origin(url)
-        self._idle: _Idle[_AsyncConnection] = _Idle()
+        self._clock = clock
+        self._idle: _Idle[_AsyncConnection] = _Idle(clock)
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """The reply; read its stream and close it. Raises httpx.TransportError."""
         if self._loop is not (loop := asyncio.get_running_loop()):
-            self._idle, self._loop = _Idle(), loop
+            self._idle, self._loop = _Idle(self._clock), loop
         sent = request_bytes(request, await request.aread())
         while (connection := self._idle.take()) is not None:
             try:
@@ -97,6 +107,9 @@ class AsyncPooledTransport(httpx.AsyncBaseTransport):
             except (httpx.NetworkError, httpx.RemoteProtocolError):
                 if connection.has_heard:
                     raise
+            except httpx.TimeoutException:
+                self._idle.close()
+                raise
         return await self._exchange(await self._connected(loop, request), sent, request)
 
     async def _exchange(self, connection: _AsyncConnection, sent: bytes, request: httpx.Request) -> httpx.Response:
@@ -164,8 +177,10 @@ _C = TypeVar("_C", bound=_Closable)
 class _Idle(Generic[_C]):
     """Connections that wait for their next request."""
 
-    def __init__(self) -> None:
-        self._connections: deque[_C] = deque()
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._connections: deque[tuple[_C, float]] = deque()
+        """With the time since when each is idle."""
+        self._clock = clock
         self._process = os.getpid()
 
     def take(self) -> _C | None:
@@ -174,23 +189,24 @@ class _Idle(Generic[_C]):
             self._connections, self._process = deque(), os.getpid()
         while True:
             try:
-                connection = self._connections.pop()
+                connection, since_s = self._connections.pop()
             except IndexError:
                 return None
-            if connection.is_usable():
+            if self._clock() - since_s <= IDLE_S and connection.is_usable():
                 return connection
             connection.close()
 
     def give(self, connection: _C, reply: Reply) -> None:
         """Keep the connection for the next request, if the reply left it in a state to carry one."""
         if reply.is_complete and reply.keeps_alive:
-            self._connections.append(connection)
+            self._connections.append((connection, self._clock()))
         else:
             connection.close()
 
     def close(self) -> None:
-        while self._connections:
-            self._connections.pop().close()
+        with suppress(IndexError):  # other threads take from it too
+            while True:
+                self._connections.pop()[0].close()
 
 
 class _Connection:
@@ -281,6 +297,7 @@ class _AsyncConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport: Any = transport  # asyncio.Transport, or uvloop's, which is none
+        self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
     def data_received(self, data: bytes) -> None:
         reply = self._reply

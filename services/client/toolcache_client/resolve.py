@@ -88,11 +88,14 @@ async def resolve_async(
         if not patience.should_ask_again(answer):
             break
     began_s = time.perf_counter()
-    async with _kept_async(cache, namespace, answer.lease, lease_s):
-        result = _timed(await execute(), began_s)
+    result: ToolResult | None = None
     try:
-        [recorded] = await cache.record(namespace, [_told(item, answer, result, tags)])
+        async with _kept_async(cache, namespace, answer.lease, lease_s):
+            result = _timed(await execute(), began_s)
+            [recorded] = await cache.record(namespace, [_told(item, answer, result, tags)])
     except CacheError as error:
+        if result is None:  # it is the executor's own
+            raise
         return _live(answer, result, None, error)
     return _live(answer, result, recorded, None)
 
@@ -116,11 +119,14 @@ def resolve(
         if not patience.should_ask_again(answer):
             break
     began_s = time.perf_counter()
-    with _kept(cache, namespace, answer.lease, lease_s):
-        result = _timed(execute(), began_s)
+    result: ToolResult | None = None
     try:
-        [recorded] = cache.record(namespace, [_told(item, answer, result, tags)])
+        with _kept(cache, namespace, answer.lease, lease_s):
+            result = _timed(execute(), began_s)
+            [recorded] = cache.record(namespace, [_told(item, answer, result, tags)])
     except CacheError as error:
+        if result is None:  # it is the executor's own
+            raise
         return _live(answer, result, None, error)
     return _live(answer, result, recorded, None)
 
@@ -189,7 +195,7 @@ def _told(item: LookupItem, answer: Answer, result: ToolResult, tags: Sequence[s
 
 @asynccontextmanager
 async def _kept_async(cache: AsyncCache, namespace: str, lease: str | None, lease_s: float) -> AsyncIterator[None]:
-    """Keep the lease while the body runs; give it back if that fails, so that somebody else may try."""
+    """Keep the lease while the body executes and records; give it back if that fails, so that somebody else may try."""
     if lease is None:
         yield
         return

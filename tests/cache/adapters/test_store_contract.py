@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from toolcache.core.access import ApiKey, ApiRole
 from toolcache.core.calls import Call, call_digest, entry_key
 from toolcache.core.canonical import digest
-from toolcache.core.entries import Entry, Outcome, Place, Result
+from toolcache.core.entries import CLOCK_SKEW_S, MOST_RESULTS, Entry, Outcome, Place, Result
 from toolcache.core.ports import Changes, Filter, IndexedVector, Once, Size, Store, StoreUnavailable
 from toolcache.core.profile import Profile
 from toolcache.core.tools import Effect, Mask, Namespace, Role, Tier, Tool
@@ -136,11 +136,67 @@ async def test_a_known_result_is_counted_and_as_new_as_its_last_recording(store:
     one = entry("x", at_s=100.0, expires_at_s=160.0)
     assert await store.put("shop", [one, replace(one, seen=2)]) == [Outcome.STORED, Outcome.KNOWN]
     assert await store.put("shop", [replace(one, recorded_at_s=130.0, expires_at_s=190.0)]) == [Outcome.KNOWN]
-    assert await store.put("shop", [replace(one, recorded_at_s=120.0, expires_at_s=500.0)]) == [Outcome.KNOWN]
+    assert await store.put("shop", [replace(one, recorded_at_s=125.0, expires_at_s=185.0)]) == [Outcome.KNOWN]
     ((sample,),) = (await store.get("shop", [one.key])).samples
     assert (sample.seen, sample.recorded_at_s, sample.expires_at_s) == (5, 130.0, 190.0)
     (back,) = await listed(store)
     assert (back.seen, back.recorded_at_s, back.expires_at_s) == (5, 130.0, 190.0)
+
+
+@pytest.mark.parametrize(
+    ("ahead_s", "times"), [(89000.0, (1000.0, 1060.0)), (5.25, (1000.0, 1060.0)), (5.0, (1005.0, 1065.0))]
+)
+async def test_times_from_a_clock_that_was_ahead_are_believed_within_the_skew_only(
+    store: Store, ahead_s: float, times: tuple[float, float]
+) -> None:
+    ahead = entry(at_s=1000.0 + ahead_s, expires_at_s=1060.0 + ahead_s)
+    await store.put("shop", [ahead])
+    again = replace(ahead, recorded_at_s=1000.0, expires_at_s=1060.0)
+    assert await store.put("shop", [again]) == [Outcome.KNOWN]
+    ((sample,),) = (await store.get("shop", [again.key])).samples
+    assert (sample.recorded_at_s, sample.expires_at_s) == times
+    (back,) = await listed(store)
+    assert (back.recorded_at_s, back.expires_at_s, back.seen) == (*times, 2)
+    assert await store.remove_expired(times[1] - 0.5) == 0
+    assert await store.remove_expired(times[1]) == 1
+
+
+async def test_a_key_keeps_its_newest_and_most_seen_results(store: Store) -> None:
+    results = [replace(entry(str(n), tags=("t",)), seen=2 if n in (0, 3) else 1) for n in range(MOST_RESULTS)]
+    other = entry("other", a="another key")
+    before = await stored(store, *results, other)
+    made = {each.order: vector(each.order) for each in before}
+    await store.put_vectors("shop", "find", made, version="v")
+    cursor = (await store.changes("shop", after="", version="v")).cursor
+    new = [entry(f"new {n}", tags=("t",)) for n in range(2)]
+    assert await store.put("shop", [new[0], results[5], new[1]]) == [Outcome.CONFLICT, Outcome.KNOWN, Outcome.CONFLICT]
+
+    kept = [each.result.content for each in results if each.result.content not in ("1", "2")] + ["new 0", "new 1"]
+    (samples,) = (await store.get("shop", [results[0].key])).samples
+    assert [each.content for each in samples] == kept
+    after = await listed(store)
+    assert sorted(each.result.content for each in after) == sorted([*kept, "other"])
+    gone = {each.order for each in before} - {each.order for each in after}
+    assert len(gone) == 2
+    assert await store.by_order("shop", list(gone)) == {}
+    equal = [each.result.content for each in await store.with_equal("shop", results[0].place.equal)]
+    assert equal == ["0", *map(str, range(3, 10))]
+    indexed = {each.order for each in await store.vectors("shop", "find", version="v")}
+    assert indexed == made.keys() - gone
+    changes = await store.changes("shop", after=cursor, version="v")
+    assert changes.is_complete
+    assert sorted(changes.removed) == [("find", order) for order in sorted(gone)]
+    assert await store.size_bytes("shop") == sum(each.size_bytes for each in after)
+    assert (await store.size("shop")).tools == {"find": (MOST_RESULTS + 1, 1)}
+    assert await store.remove_where("shop", Filter(tag="t")) == MOST_RESULTS
+
+
+async def test_a_name_of_a_request_frees_no_key_of_its_most_results(store: Store) -> None:
+    first = entry("0")
+    for start in range(2):
+        batch = [first, *(entry(f"{start} {n}") for n in range(MOST_RESULTS))]
+        await store.put("shop", batch, once=Once(name="r1"))
+    assert (await store.size("shop")).entries == MOST_RESULTS
 
 
 async def test_tags_of_a_known_result_are_united(store: Store) -> None:
@@ -302,6 +358,34 @@ async def test_an_order_is_never_given_twice(store: Store) -> None:
     await store.remove("shop", [first.order])
     (second,) = await stored(store, entry())
     assert second.order > first.order
+
+
+async def test_orders_of_one_namespace_tell_nothing_of_another(store: Store) -> None:
+    async def orders(namespace: str) -> list[int]:
+        for n in range(3):
+            await store.put(namespace, [entry(a=n)])
+        made = [each.order for each in await listed(store, namespace)]
+        await store.remove(namespace, made[-1:])
+        await store.put(namespace, [entry(a=3)])
+        return made + [each.order for each in await listed(store, namespace)]
+
+    alone = await orders("shop")
+    await store.put("busy", [entry(a=n) for n in range(50)])
+    assert await orders("beside") == alone
+    await store.delete_namespace("busy")
+    assert await orders("after") == alone
+
+
+async def test_the_same_order_in_two_namespaces_is_of_two_entries(store: Store) -> None:
+    (one,), (two,) = await stored(store, entry("1"), namespace="one"), await stored(store, entry("2"), namespace="two")
+    assert one.order == two.order
+    await store.put_vectors("one", "find", {one.order: vector(1)}, version="v")
+    await store.put_vectors("two", "find", {two.order: vector(2)}, version="v")
+    await store.rekey("one", {one.order: moved_to(entry("1", a="elsewhere"))})
+    assert (await store.by_order("two", [two.order])) == {two.order: two}
+    assert await store.remove("one", [one.order]) == 1
+    assert await listed(store, "two") == [two]
+    assert [each.vector for each in await store.vectors("two", "find", version="v")] == [vector(2)]
 
 
 FILTERS = [
@@ -771,6 +855,39 @@ async def test_evidence_added_by_many_at_once_all_counts(open_store: OpenStore) 
     }
 
 
+async def seen_evidence(store: Store, tool: str = "find") -> Mapping[str, Evidence]:
+    known = await store.known("shop")
+    return known.shadows.get(tool, {}) if known else {}
+
+
+async def test_evidence_that_is_sent_again_under_the_same_name_counts_once(store: Store) -> None:
+    await store.put_namespace(SHOP)
+    await store.put_namespace(Namespace(name="other", tools={}))
+    one = {"nearest": Evidence(right=1, served=2)}
+    await store.put("shop", [entry()], once=Once(name="r1"))  # the names of entries are others
+    await store.add_evidence("other", "find", one, once=Once(name="r1"))
+    for _ in range(3):
+        await store.add_evidence("shop", "find", one, once=Once(name="r1"))
+    assert await seen_evidence(store) == one
+    await store.add_evidence("shop", "get", one, once=Once(name="r1"))
+    assert await seen_evidence(store, "get") == one
+    await store.add_evidence("shop", "find", one, once=Once(name="r2"))
+    await store.add_evidence("shop", "find", one)
+    assert await seen_evidence(store) == {"nearest": Evidence(right=3, served=6)}
+    assert await store.put("shop", [entry()], once=Once(name="r2")) == [Outcome.KNOWN]
+    assert [each.seen for each in await listed(store)] == [2]
+
+
+async def test_evidence_that_arrives_many_times_at_once_counts_once(open_store: OpenStore) -> None:
+    one, two = await open_store(), await open_store()
+    await one.put_namespace(SHOP)
+    more = {"free_text": Evidence(right=1, served=2), "nearest": Evidence(served=1)}
+    names = [Once(name="r1"), Once(name="r2")] * 8
+    sent = (store.add_evidence("shop", "find", more, once=once) for once in names for store in (one, two))
+    await asyncio.gather(*sent)
+    assert await seen_evidence(one) == {"free_text": Evidence(right=2, served=4), "nearest": Evidence(served=2)}
+
+
 async def all_of(store: Store, namespace: str, keys: Sequence[str], equal: str, call: str) -> list[Any]:
     """All that the methods of a store tell of a namespace, but cursors and revisions."""
     found = await store.get(namespace, keys)
@@ -983,7 +1100,7 @@ class Model:
             return Outcome.KNOWN
         self.used_s[entry.key] = max(self.used_s.get(entry.key, 0.0), entry.recorded_at_s)
         if same:
-            self.entries[self.entries.index(same[0])] = added_up(same[0], entry)
+            self.entries[self.entries.index(same[0])] = added_up(same[0], entry, skew_s=CLOCK_SKEW_S)
             return Outcome.KNOWN
         self.entries.append(entry)
         return Outcome.CONFLICT if alike else Outcome.STORED
@@ -1023,8 +1140,10 @@ class Model:
         ]
 
 
-def added_up(older: Entry, younger: Entry) -> Entry:
+def added_up(older: Entry, younger: Entry, *, skew_s: float = float("inf")) -> Entry:
     newer = max(younger, older, key=lambda each: each.recorded_at_s)
+    if newer.recorded_at_s - younger.recorded_at_s > skew_s:
+        newer = younger
     return replace(
         older,
         seen=older.seen + younger.seen,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from toolcache.adapters.tool_files import ToolFileInvalid, beside, toolsets
-from toolcache.core.tools import Effect, Mask, Role, Tool
+from toolcache.core.tools import Effect, Mask, Namespace, Role, Tier, Tool
 
 
 def function(name: str, **more: Any) -> dict[str, Any]:
@@ -62,6 +62,13 @@ def test_toolsets_may_stand_by_domain_and_functions_without_wrapping(tmp_path: P
         ([{"name": "get", "parameters": {"type": "objekt"}}], "no JSON schema"),
         ([{"name": "get", "arguments": {"idd": "identity"}}], "idd"),
         (5, "OpenAI's tool format"),
+        ({"tools": [], "max_byte": 5}, "'max_byte'; beside \"tools\" may stand.*max_bytes"),
+        ({"shop": {"tools": [], "max_byte": 5}}, "'max_byte'"),
+        ({"tools": [], "max_bytes": -1}, "max_bytes is -1"),
+        ({"tools": [], "max_bytes": "5"}, "max_bytes"),
+        ({"tools": [], "shadow_share": 2}, "shadow_share is 2"),
+        ({"tools": [], "tiers": ["exakt"]}, "exakt"),
+        ({"tools": [], "tiers": "exact"}, "tiers"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_named_with_the_reason(tmp_path: Path, document: Any, told: str) -> None:
@@ -108,6 +115,21 @@ def test_the_whole_policy_of_a_tool_can_stand_in_the_file(tmp_path: Path) -> Non
         simulate_writes=True,
         similar_floor=0.95,
     )
+
+
+def test_the_policy_of_a_namespace_can_stand_beside_its_tools(tmp_path: Path) -> None:
+    policy = {"tiers": ["exact", "approximate"], "similar_threshold": 0.9, "max_bytes": 10, "shadow_share": 0.25}
+    (found,) = toolsets(written(tmp_path, {"tools": [], "environment": "shop@1", **policy})).values()
+    assert found.namespace("shop") == Namespace(
+        name="shop",
+        tools={},
+        tiers=frozenset({Tier.EXACT, Tier.APPROXIMATE}),
+        similar_threshold=0.9,
+        max_bytes=10,
+        shadow_share=0.25,
+    )
+    (bare,) = toolsets(written(tmp_path, {"tools": []})).values()
+    assert bare.namespace("shop") == Namespace(name="shop", tools={})
 
 
 def test_types_named_as_in_python_are_those_of_json_schema(tmp_path: Path) -> None:

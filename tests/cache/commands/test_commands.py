@@ -222,6 +222,9 @@ def test_importing_again_keeps_the_policy_that_stands(run: Run, tmp_path: Path) 
     assert policy_of("shop", tmp_path) == changed
     run("namespaces", "put", "tools.json")
     assert policy_of("shop", tmp_path) == changed
+    (tmp_path / "tools.json").write_text(json.dumps({"shop": {"tools": TOOLS, "max_bytes": 5, "tiers": ["similar"]}}))
+    run("namespaces", "put", "tools.json")
+    assert policy_of("shop", tmp_path) == replace(changed, max_bytes=5, tiers=frozenset({Tier.SIMILAR}))
 
 
 def with_store(folder: Path, use: Callable[[SqliteStore], Awaitable[T]]) -> T:
@@ -606,13 +609,21 @@ def test_a_key_is_shown_once_alone_on_standard_output(run: Run) -> None:
     secret = out.strip()
     key_id = secret.split("_")[1]
     assert (status, secret.startswith("tck_"), out.count("\n")) == (0, True, 1)
-    assert (f"key {key_id} of ci: write in a, b" in err, secret in err) == (True, False)
+    assert f"key {key_id} of ci: write in a, b, made in toolcache.sqlite3." in err
+    assert secret not in err
     listed = run("keys", "list")[1]
     assert (key_id in listed, "a, b" in listed, secret in listed) == (True, True, False)
     assert run("keys", "revoke", key_id)[:2] == (0, f"key {key_id} is revoked\n")
     assert "no keys yet" in run("keys", "list")[1]
     status, _, err = run("keys", "revoke", key_id)
     assert (status, "unknown_key" in err) == (1, True)
+
+
+@pytest.mark.parametrize("words", [(), ("--store", "other.sqlite3")])
+def test_no_key_is_made_in_a_store_that_nothing_uses_yet(run: Run, tmp_path: Path, words: tuple[str, ...]) -> None:
+    status, out, err = run("keys", "create", "--name", "ci", "--namespace", "a", *words)
+    assert (status, out, err.count("\n"), "--url" in err, "--store" in err) == (1, "", 1, True, True)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_service_that_asks_for_keys_is_used_with_one_and_never_shows_it(
@@ -628,7 +639,9 @@ def test_a_service_that_asks_for_keys_is_used_with_one_and_never_shows_it(
         monkeypatch.setenv("TOOLCACHE_URL", url)
         monkeypatch.setenv("TOOLCACHE_API_KEY", admin)
         assert run("import", "runs.jsonl")[0] == 0
-        reader = run("keys", "create", "--name", "reader", "--namespace", "shop")[1].strip()
+        status, reader, err = run("keys", "create", "--name", "reader", "--namespace", "shop")
+        assert (status, f"made in {url}." in err) == (0, True)
+        reader = reader.strip()
         monkeypatch.delenv("TOOLCACHE_API_KEY")
         assert answer(run, "#W1", "--api-key", reader)["tier"] == "exact"
         status, out, err = run("invalidate", "--namespace", "shop", "--all", "--api-key", reader)

@@ -311,7 +311,7 @@ def test_a_mask_the_operator_sets_gives_readers_other_keys_and_writers_none() ->
     learned = lesson(tool, entries)
     assert {canonical for _, canonical, _ in learned.rekeyed.values()} == {'{"query":"a"}'}
     assert len({key for key, _, _ in learned.rekeyed.values()}) == 1
-    assert learned.entries[0].key == entry_key(entries[0].scope, Call.of("search_help", {"query": "a"}))
+    assert learned.entries[0].key == entry_key(entries[0].scope, Call.of("search_help", {"query": "a"}, tool.masks))
     assert learned.entries[0].arguments == entries[0].arguments
     assert measured(learned, NAMESPACE, {}).evidence == {"masked": Evidence(right=3, served=3)}
     assert lesson(SEARCH, applied(learned)).entries == tuple(entries)  # the mask is taken back

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from typing import Any
 
 import pytest
 
+from toolcache.adapters.hash_embedder import HashEmbedder
 from toolcache.core.cache import Ask, ToolCache
 from toolcache.core.importing import ImportReport, import_line
 from toolcache.core.tiers import Hit
@@ -64,3 +67,45 @@ async def test_a_line_that_is_no_entry_is_counted_and_the_rest_is_read(
     report = await read(cache, [line, *await exported(cache)])
     assert dict(report.rejected) == {"invalid_line": 1}
     assert dict(report.outcomes) == {"known": 1}
+
+
+async def test_an_import_gives_the_answers_that_had_been_learned(
+    cache: ToolCache, make_cache: Any, tell: Any, ask: Any
+) -> None:
+    for n in range(36):
+        for limit in (1, 2):
+            await tell("search_help", f'["{n}"]', query=f"#{n}", limit=limit)
+    await cache.calibrate("shop")
+    question = Ask(tool="search_help", arguments={"query": "#3", "limit": 9}, environment="shop@1")
+    other: ToolCache = make_cache()
+    await read(other, await exported(cache))
+    (before,), (after,) = await cache.lookup("shop", [question]), await other.lookup("shop", [question])
+    assert isinstance(before.answer, Hit) and isinstance(after.answer, Hit)
+    assert (after.answer.tier, after.answer.trust, after.answer.donor) == (
+        before.answer.tier,
+        before.answer.trust,
+        before.answer.donor,
+    )
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [{"seen": 0}, {"seen": 2**40}, {"tool": "teleport"}, {"scope": "x"}, {"expires_at_s": -1.0}, {"took_s": 1e300}],
+)
+async def test_a_line_that_no_cache_can_have_written_is_refused(
+    cache: ToolCache, tell: Any, forged: dict[str, Any]
+) -> None:
+    await tell("get_order", "pending", order_id="#W1")
+    (line,) = (await exported(cache))[1:]
+    report = await read(cache, [json.dumps(json.loads(line) | forged, separators=(",", ":")).encode()])
+    assert dict(report.rejected) == {"invalid_line": 1}
+
+
+@pytest.mark.parametrize("vector", [b"1234", b"\x00" * 1024, b"\xff" * 1024])
+async def test_a_vector_that_would_spoil_the_index_is_left_out(cache: ToolCache, tell: Any, vector: bytes) -> None:
+    await tell("search_help", "[]", query="lamps")
+    (line,) = (await exported(cache))[1:]
+    version = HashEmbedder().version
+    forged = json.loads(line) | {"vector": base64.b64encode(vector).decode(), "version": version}
+    await read(cache, [json.dumps(forged, separators=(",", ":")).encode()])
+    assert b'"vector"' not in (await exported(cache))[1]

@@ -12,6 +12,7 @@ from toolcache.adapters.memory_leases import MemoryLeases
 from toolcache.adapters.memory_store import MemoryStore
 from toolcache.core.cache import Ask, MissPolicy, Recording, ToolCache
 from toolcache.core.entries import Result
+from toolcache.core.ports import Filter
 from toolcache.core.tiers import Hit, Miss
 from toolcache.core.tools import Namespace, Tier
 from toolcache.core.trust import Reason
@@ -204,3 +205,24 @@ async def test_without_a_group_any_sample_is_as_good(dice: ToolCache, ask: Any, 
     await tell("get_order", "one", order_id="#W1")
     answered = await ask("get_order", order_id="#W1")
     assert (told(answered), answered.answer.trust, answered.shared) == ("one", 1.0, False)
+
+
+async def test_samples_that_are_gone_since_the_group_began_are_executed_anew(
+    dice: ToolCache, ask: Any, tell: Any
+) -> None:
+    await tell("get_order", "one", order_id="#W1")
+    await tell("get_order", "two", order_id="#W1")
+    await ask("get_order", order_id="#W1", group="g")
+    await dice.remove_where("shop", Filter(tool="get_order"))
+    assert told(await ask("get_order", order_id="#W1", group="g", miss=TAKE)) is Reason.NOT_RECORDED
+
+
+async def test_a_sample_that_is_recorded_again_moves_no_other_out_of_its_turn(
+    dice: ToolCache, ask: Any, tell: Any
+) -> None:
+    await tell("get_order", "one", order_id="#W1")
+    await tell("get_order", "two", order_id="#W1")
+    first = await ask("get_order", order_id="#W1", group="g")
+    await tell("get_order", "one", order_id="#W1")
+    second = await ask("get_order", order_id="#W1", group="g")
+    assert (told(first), told(second)) == ("one", "two")

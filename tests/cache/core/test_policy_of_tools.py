@@ -9,11 +9,11 @@ import pytest
 
 from toolcache.core.cache import Ask, MissPolicy, Recording, Served, ToolCache
 from toolcache.core.entries import Result
-from toolcache.core.ports import Filter
+from toolcache.core.ports import Filter, Once
 from toolcache.core.state import initial_state, split_lineage
 from toolcache.core.tiers import Miss
-from toolcache.core.tools import Mask, Namespace, Tier
-from toolcache.core.trust import Reason
+from toolcache.core.tools import Mask, Namespace, Role, Tier
+from toolcache.core.trust import Evidence, Reason
 
 
 def told(answered: Any) -> str | Reason:
@@ -49,6 +49,20 @@ async def test_an_expired_result_is_executed_anew_and_contradicts_nothing(
     await tell("get_order", "shipped", order_id="#W1", lease=missed.lease)
     renewed = await ask("get_order", order_id="#W1")
     assert (told(renewed), renewed.answer.reason) == ("shipped", Reason.RECORDED)
+
+
+async def test_a_stricter_time_to_live_holds_for_what_was_recorded_before_and_a_longer_one_renews_nothing(
+    cache: ToolCache, shop: Namespace, tell: Any, ask: Any, clock: Any
+) -> None:
+    await tell("get_order", "pending", order_id="#W1")
+    await changed(cache, shop, "get_order", ttl_s=60.0)
+    clock.now_s += 60.0
+    assert told(await ask("get_order", order_id="#W1")) is Reason.EXPIRED
+    await tell("get_order", "pending", order_id="#W2")
+    await cache.put_namespace(shop)
+    clock.now_s += 60.0
+    assert told(await ask("get_order", order_id="#W2")) is Reason.EXPIRED
+    assert told(await ask("get_order", order_id="#W1")) == "pending"
 
 
 async def test_a_result_from_before_the_clock_was_set_back_is_not_taken_for_fresh(
@@ -98,6 +112,35 @@ async def test_a_mask_confirmed_later_holds_for_what_was_recorded_before(
     again = await ask("search_help", query="lamps req-19")
     assert (told(again), again.answer.tier) == ("found", Tier.EXACT)
     assert (await cache.report("shop")).entries == 1
+
+
+async def test_what_was_recorded_under_a_mask_answers_no_call_once_the_mask_is_gone(
+    cache: ToolCache, shop: Namespace, tell: Any, ask: Any
+) -> None:
+    await changed(cache, shop, "search_help", masks=(Mask(argument="limit"),))
+    await tell("search_help", "page 7", query="lamps", limit=7)
+    await cache.put_namespace(shop)
+    assert told(await ask("search_help", query="lamps")) is Reason.NOT_RECORDED
+    await cache.calibrate("shop")
+    assert told(await ask("search_help", query="lamps", limit=7)) == "page 7"
+    assert told(await ask("search_help", query="lamps")) is Reason.NOT_RECORDED
+
+
+async def test_an_answer_whose_donor_may_have_differed_under_a_mask_says_so(
+    cache: ToolCache, shop: Namespace, tell: Any, ask: Any
+) -> None:
+    await changed(cache, shop, "search_help", masks=(Mask(argument="limit"),))
+    await tell("search_help", "page 7", query="lamps", limit=7)
+    assert (await ask("search_help", query="lamps")).answer.reason is Reason.MASKED
+
+
+async def test_a_pattern_that_takes_for_ever_in_other_engines_stops_nobody(
+    cache: ToolCache, shop: Namespace, ask: Any
+) -> None:
+    parameters = {"type": "object", "properties": {"order_id": {"type": "string", "pattern": "^(a+)+$"}}}
+    await changed(cache, shop, "get_order", parameters=parameters, masks=(Mask(argument="order_id", pattern="(a+)+$"),))
+    assert told(await ask("get_order", order_id="a" * 5000 + "!")) is Reason.INVALID_ARGUMENTS
+    assert told(await ask("get_order", order_id="a" * 5000)) is Reason.NOT_RECORDED
 
 
 # -- quotas ------------------------------------------------------------------------------------------------------------
@@ -182,6 +225,27 @@ async def test_shadow_executions_that_disagree_lower_the_trust_of_the_next_answe
     assert (await ask("get_order", order_id="#W1")).answer.trust == 0.5  # 1 right of 2: (1 + 1) / (2 + 2)
 
 
+async def test_shadow_evidence_that_is_sent_again_counts_once(cache: ToolCache) -> None:
+    served = Served(reason="recorded", result=Result(content="a"))
+    recording = Recording(tool="get_order", arguments={}, environment="e", result=Result(content="b"), served=served)
+    for _ in range(3):
+        await cache.record("shop", [recording], once=Once(name="r1"))
+    (tool,) = [each for each in (await cache.report("shop")).tools if each.tool.name == "get_order"]
+    assert tool.profile.shadows == {"recorded": Evidence(right=0, served=1)}
+
+
+async def test_shadow_evidence_does_not_outlive_the_rules_it_was_found_under(
+    cache: ToolCache, shop: Namespace, tell: Any
+) -> None:
+    await tell("search_help", "b", query="x", served=Served(reason="irrelevant", result=Result(content="b")))
+    strict = replace(shop.tools["search_help"], roles={"query": Role.IDENTITY})
+    without = {name: tool for name, tool in shop.tools.items() if name != "search_help"}
+    await cache.put_namespace(replace(shop, tools=without))
+    await cache.put_namespace(replace(shop, tools={**without, "search_help": strict}))
+    (tool,) = [each for each in (await cache.report("shop")).tools if each.tool.name == "search_help"]
+    assert tool.profile.shadows == {}
+
+
 # -- simulated writes --------------------------------------------------------------------------------------------------
 
 NOTES = ("it is broken", "it is really broken", "sorry but it is broken", "well it is broken", "it is broken again")
@@ -210,6 +274,23 @@ async def test_nothing_after_a_simulated_write_is_exact_and_trust_never_exceeds_
     assert (told(after), after.answer.tier, after.answer.reason) == ("gone", Tier.SIMILAR, Reason.LINEAGE)
     assert after.answer.trust == after.lineage == lineage
     assert split_lineage(after.state_after) == (digest, lineage)
+
+
+async def test_what_was_executed_after_a_simulated_write_is_no_knowledge_of_the_true_state(
+    cache: ToolCache, tell: Any, ask: Any
+) -> None:
+    """The write never happened there, so the result is that of another world."""
+    state = "a" * 64
+    refused = await tell("get_order", "pending", order_id="#W1", state=f"{state}~0.5")
+    assert refused.outcome is None and "simulated write" in refused.refused
+    assert told(await ask("get_order", order_id="#W1", state=state)) is Reason.NOT_RECORDED
+    assert (await tell("convert", "3.28", amount=1, state=f"{state}~0.5")).outcome is not None  # pure: of no state
+
+
+async def test_a_state_that_a_caller_made_up_has_no_lineage(tell: Any, ask: Any) -> None:
+    await tell("get_order", "pending", order_id="#W1", state="world~0")
+    assert told(await ask("get_order", order_id="#W1", state="world")) is Reason.NOT_RECORDED
+    assert told(await ask("get_order", order_id="#W1", state="world~0")) == "pending"
 
 
 async def test_a_write_is_simulated_only_where_the_operator_says_so(cache: ToolCache, tell: Any, ask: Any) -> None:

@@ -61,7 +61,7 @@ def program(tmp_path: Path) -> Iterator[Program]:
     program.process.communicate()
 
 
-def test_told_to_stop_it_lets_requests_end_and_says_that_it_stopped(program: Program) -> None:
+def test_told_to_stop_it_lets_requests_end_and_those_that_wait_ask_elsewhere(program: Program) -> None:
     serving = program.event()
     assert (serving["event"], serving["access"]) == ("serving", "open")
     assert serving["store"].endswith("cache.sqlite3")
@@ -77,19 +77,20 @@ def test_told_to_stop_it_lets_requests_end_and_says_that_it_stopped(program: Pro
         while "requests_waiting 1.0" not in client.get("/metrics").text:
             pass
         record = batch(call(result=PENDING, lease=missed["lease"]))
-        with client.stream("POST", "/v1/record", content=_then_stopped(program, record)) as reply:
+        with client.stream("POST", "/v1/record", content=_then_stopped(program, asking, record)) as reply:
             assert reply.status_code == 200
         asking.join(timeout=60)
-    assert answers[0]["items"][0]["tier"] == "exact"
+    assert answers[0]["code"] == "stopping"
     status, said = program.ends()
     assert (status, [json.loads(line)["event"] for line in said.splitlines()]) == (0, ["stopped"])
 
 
-def _then_stopped(program: Program, body: Any) -> Iterator[bytes]:
-    """A body in the middle of which the program is told to stop."""
+def _then_stopped(program: Program, asking: threading.Thread, body: Any) -> Iterator[bytes]:
+    """A body in the middle of which the program is told to stop; it goes on once `asking` was answered."""
     text = json.dumps(body).encode()
     yield text[:10]
     program.process.send_signal(signal.SIGTERM)
+    asking.join(timeout=60)
     yield text[10:]
 
 

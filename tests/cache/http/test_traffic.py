@@ -84,6 +84,8 @@ class Connection:
         }
         self._arriving: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self.sent: list[dict[str, Any]] = []
+        self.takes = 10**6
+        """Messages that the client reads; whoever sends more waits."""
 
     def arrives(self, body: bytes, *, more: bool = False) -> Connection:
         self._arriving.put_nowait({"type": "http.request", "body": body, "more_body": more})
@@ -95,6 +97,8 @@ class Connection:
 
     async def send(self, message: dict[str, Any]) -> None:
         await asyncio.sleep(0)
+        while len(self.sent) == self.takes:  # noqa: ASYNC110  what is waited for is nobody's to tell
+            await asyncio.sleep(0)
         self.sent.append(message)
 
     async def asks(self, served: Served) -> None:
@@ -194,6 +198,43 @@ async def test_an_export_ends_when_its_reader_leaves(
     await asyncio.wait_for(asking, 10)
     assert is_closed.is_set()
     assert statuses(served)["GET /v1/export", "gone"] == 1
+
+
+async def test_an_export_that_nobody_reads_makes_room_and_one_that_is_read_goes_on(
+    served: Served, service: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def long(_: str) -> AsyncIterator[bytes]:
+        for _ in range(9):
+            yield b"x" * 70_000
+
+    monkeypatch.setattr(served.cache, "export", long)
+    connection = Connection("GET", "/v1/export", "namespace=shop")
+    connection.takes = 3
+    asking = asyncio.create_task(connection.asks(served))
+    await until(lambda: len(connection.sent) == 3)
+    served.traffic.end_stalled(time.monotonic() + LONGEST_PAUSE_S - 1.0)
+    connection.takes = 4
+    await until(lambda: len(connection.sent) == 4)
+    assert not asking.done()
+    served.traffic.end_stalled(time.monotonic() + LONGEST_PAUSE_S + 1.0)
+    await asyncio.wait_for(asking, 10)
+    assert served.traffic.in_flight == 0
+    assert connection.sent[-1]["more_body"]
+    assert statuses(served)["GET /v1/export", "gone"] == 1
+
+
+async def test_who_waits_is_told_at_once_when_the_service_is_going_down(
+    served: Served, service: httpx.AsyncClient
+) -> None:
+    await lookup(service, call(), on_miss="lease")
+    body = batch(call(), on_miss="wait", wait_s=3600.0)
+    waiting = asyncio.create_task(service.post("/v1/lookup", json=body))
+    await until(lambda: served.traffic.waiting == 1)
+    served.traffic.stop()
+    replies = [await asyncio.wait_for(waiting, 10), await asyncio.wait_for(service.post("/v1/lookup", json=body), 10)]
+    assert [(each.status_code, each.json()["code"]) for each in replies] == [(503, "stopping")] * 2
+    assert (served.traffic.waiting, served.traffic.in_flight) == (0, 0)
+    assert (await service.get("/v1/stats", params={"namespace": "shop"})).status_code == 200
 
 
 async def test_an_export_that_breaks_off_does_not_look_whole(

@@ -23,7 +23,7 @@ from cacherl.rollout.tools import (
     Void,
     writing_tools,
 )
-from toolcache_client.errors import CacheUnavailable
+from toolcache_client.errors import CacheRefused, CacheUnavailable
 from toolcache_client.messages import Answer, LookupItem, Recorded, RecordItem, ToolResult
 
 WRITES = frozenset({"put"})
@@ -177,6 +177,35 @@ async def test_when_a_live_write_could_not_be_recorded_the_state_is_lost_and_nev
         ("put", "live", "not_recorded"),
         ("mug", "live", "state_unknown"),
     ]
+
+
+class Refusing(MemoryCache):
+    """A cache that refuses every record with a status."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(WRITES)
+        self._status = status
+
+    async def record(self, namespace: str, items: Sequence[RecordItem]) -> list[Recorded]:
+        raise CacheRefused(status=self._status, code="refused", detail="not this one")
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+async def test_a_live_result_that_cannot_be_sent_is_used_and_the_state_after_it_is_lost(status: int) -> None:
+    tools = cache_tools(Refusing(status), ExecuteLive(), open_session=Shelf)
+    got = await replies(tools, LOOK, put("mug"), LOOK)
+    assert [(r.content, r.reason) for r in got] == [
+        ("empty", "not_recorded"),
+        ("put", "not_recorded"),
+        ("mug", "state_unknown"),
+    ]
+    assert tools.outages == 0
+
+
+@pytest.mark.parametrize("status", [401, 404])
+async def test_a_record_that_is_refused_for_the_run_s_own_mistake_ends_the_run(status: int) -> None:
+    with pytest.raises(CacheRefused):
+        await cache_tools(Refusing(status), ExecuteLive(), open_session=Shelf).answer([LOOK])
 
 
 async def test_a_state_the_cache_does_not_know_is_never_sent_back_as_the_initial_one() -> None:

@@ -21,8 +21,8 @@ from toolcache_client.messages import Answer, LookupItem, Recorded, RecordItem, 
 _log = logging.getLogger(__name__)
 
 REFUSED_REQUEST = (400, 413, 422)
-"""Refusals of this one request (too large, not to be carried): they end the rollout, not the run. A 404 or 401 is the
-run's mistake, and every other rollout's too."""
+"""Refusals of this one request (too large, not to be carried): a lookup's ends the rollout, a record's costs the state,
+neither the run. A 404 or 401 is the run's mistake, and every other rollout's too."""
 MISS_TEXT = "Error: no recorded result for this call"
 """What the model reads when the cache has no answer and the policy is ToolError."""
 
@@ -287,6 +287,11 @@ class CacheTools:
         try:
             [recorded] = await self._setup.cache.record(self._setup.namespace, [item])
         except RecordRefused:
+            self._lose_state(request)
+            return
+        except CacheRefused as error:
+            if error.status not in REFUSED_REQUEST:
+                raise
             self._lose_state(request)
             return
         except (CacheUnavailable, CacheReplyMalformed) as error:

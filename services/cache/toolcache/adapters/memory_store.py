@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from toolcache.core.access import ApiKey
-from toolcache.core.entries import Entry, Outcome, Place, Sample
+from toolcache.core.entries import CLOCK_SKEW_S, MOST_RESULTS, Entry, Outcome, Place, Sample
 from toolcache.core.ports import Changes, Filter, Found, IndexedVector, Known, Once, Size, Vector
 from toolcache.core.profile import Profile
 from toolcache.core.tools import Namespace
@@ -25,7 +26,6 @@ class MemoryStore:
 
     def __init__(self) -> None:
         self._revision = 0
-        self._order = 0
         self._made = 0
         self._shelves: dict[str, _Shelf] = {}
         self._api_keys: dict[str, ApiKey] = {}
@@ -77,8 +77,12 @@ class MemoryStore:
         shelf.profiles.update(profiles)
         self._revise(shelf)
 
-    async def add_evidence(self, namespace: str, tool: str, evidence: Mapping[str, Evidence]) -> None:
+    async def add_evidence(
+        self, namespace: str, tool: str, evidence: Mapping[str, Evidence], *, once: Once | None = None
+    ) -> None:
         shelf = self._shelf(namespace)
+        if shelf.is_again(once, tool):
+            return
         found = shelf.shadows.setdefault(tool, {})
         for kind, more in evidence.items():
             had = found.get(kind, Evidence())
@@ -100,11 +104,9 @@ class MemoryStore:
     async def put(self, namespace: str, entries: Sequence[Entry], *, once: Once | None = None) -> list[Outcome]:
         sizes = [entry.size_bytes for entry in entries]  # what has no size is refused before anything is changed
         shelf = self._shelf(namespace)
-        is_again = once is not None and once.name in shelf.onces
-        if once is not None and not is_again:
-            shelf.onces[once.name] = (once.keep_s, None)
-        self._order += len(sizes)
-        first = self._order - len(sizes) + 1
+        is_again = shelf.is_again(once)
+        shelf.orders += len(sizes)
+        first = shelf.orders - len(sizes) + 1
         return [shelf.put(replace(entry, order=first + i), is_again=is_again) for i, entry in enumerate(entries)]
 
     async def with_equal(self, namespace: str, equal: str) -> list[Entry]:
@@ -218,6 +220,8 @@ class _Shelf:
         self.changed_at = 0
         self.profiles: dict[str, Profile] = {}
         self.shadows: dict[str, dict[str, Evidence]] = {}
+        self.orders = 0
+        """The last one given."""
         self.entries: dict[int, Entry] = {}
         self.by_key: dict[str, set[int]] = defaultdict(set)
         self.by_equal: dict[str, set[int]] = defaultdict(set)
@@ -230,12 +234,21 @@ class _Shelf:
         self.logged = 0
         self.lost = 0
         """The latest change that is no longer in the log."""
-        self.onces: dict[str, tuple[float, float | None]] = {}
-        """By name: seconds to keep it, and until when, if that is known yet."""
+        self.onces: dict[tuple[str, str | None], tuple[float, float | None]] = {}
+        """By name, and by tool if it was given with evidence: seconds to keep it, and until when, if that is known."""
 
     @property
     def revision(self) -> int:
         return 0 if self.namespace is None else self.changed_at
+
+    def is_again(self, once: Once | None, tool: str | None = None) -> bool:
+        """Whether this was given before; from now on it was."""
+        if once is None:
+            return False
+        if (once.name, tool) in self.onces:
+            return True
+        self.onces[once.name, tool] = (once.keep_s, None)
+        return False
 
     def put(self, entry: Entry, *, is_again: bool) -> Outcome:
         for order in list(self.by_key.get(entry.key, ())):
@@ -243,12 +256,21 @@ class _Shelf:
                 self.remove(order)
         same = self._twin(entry, pending=())
         if same is None:
+            self._make_room(entry.key)
             self._add(entry)
             return Outcome.STORED if len(self.by_key[entry.key]) == 1 else Outcome.CONFLICT
         if not is_again:
-            self.entries[same.order] = _added_up(same, entry)
+            self.entries[same.order] = _added_up(same, entry, skew_s=CLOCK_SKEW_S)
             self.used_s[entry.key] = max(self.used_s[entry.key], entry.recorded_at_s)
         return Outcome.KNOWN
+
+    def _make_room(self, key: str) -> None:
+        """For one more result of the key."""
+        orders = self.by_key.get(key, ())
+        if len(orders) >= MOST_RESULTS:
+            least_first = sorted(orders, key=lambda order: (self.entries[order].seen, order))
+            for order in least_first[: len(orders) - MOST_RESULTS + 1]:
+                self.remove(order)
 
     def _twin(self, entry: Entry, pending: Collection[int]) -> Entry | None:
         """Another entry of the same key and result, unless it will leave that key."""
@@ -371,9 +393,9 @@ def _sample(entry: Entry) -> Sample:
     )
 
 
-def _added_up(kept: Entry, again: Entry) -> Entry:
-    """One entry for two of the same key and result, as new as the later of them."""
-    newer = again if again.recorded_at_s >= kept.recorded_at_s else kept
+def _added_up(kept: Entry, again: Entry, *, skew_s: float = math.inf) -> Entry:
+    """One entry for two of the same key and result, as new as the later; one later by more than `skew_s` is wrong."""
+    newer = kept if 0 < kept.recorded_at_s - again.recorded_at_s <= skew_s else again
     return replace(
         kept,
         seen=kept.seen + again.seen,

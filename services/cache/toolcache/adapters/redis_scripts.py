@@ -16,7 +16,7 @@ All keys of a namespace begin with the same `toolcache:{NAMESPACE}:` (redis_conn
     used         sorted set: keys by the time they were used or recorded
     expires      sorted set: orders by the time they expire
     changes      stream: what happened to vectors
-    once:TEXT    string that expires: a request that was put
+    once:TEXT    string that expires: a request that was put, or whose evidence was added
 
 Scripts name keys which they are not given: allowed where all lie in one slot, as here. They are sent so little that
 Redis is never held for more than some milliseconds; who has more to do calls again.
@@ -25,6 +25,7 @@ Redis is never held for more than some milliseconds; who has more to do calls ag
 from __future__ import annotations
 
 from toolcache.adapters.redis_connection import Script
+from toolcache.core.entries import CLOCK_SKEW_S, MOST_RESULTS
 
 CHANGES_KEPT = 10_000
 """Writes that a follower of vectors may lag behind (one of them tells of up to a slice of vectors): about 1 MB."""
@@ -72,10 +73,12 @@ local function expire(order, at_s)
     end
 end
 
--- A result that was recorded again: counted, and as new as the later recording; of two at one time the other's.
-local function unite(known, other)
+-- A result that was recorded again: counted, and as new as the later recording; of two at one time the other's. What is
+-- known and later by more than skew_s has its time from a wrong clock.
+local function unite(known, other, skew_s)
     known.seen = known.seen + other.seen
-    if other.recorded_at_s >= known.recorded_at_s then
+    local ahead_s = known.recorded_at_s - other.recorded_at_s
+    if ahead_s <= 0 or ahead_s > skew_s then
         known.recorded_at_s, known.expires_at_s = other.recorded_at_s, other.expires_at_s
         expire(known.order, known.expires_at_s)
     end
@@ -191,11 +194,15 @@ local function rows(orders, most_bytes)
     end
     return reply
 end
-""".replace("CHANGES_KEPT", str(CHANGES_KEPT))
+"""
+_CONSTANTS = {"CHANGES_KEPT": CHANGES_KEPT, "CLOCK_SKEW_S": CLOCK_SKEW_S, "MOST_RESULTS": MOST_RESULTS}
 
 
 def _script(text: str) -> Script:
-    return Script(text=_BEGIN + text)
+    text = _BEGIN + text
+    for name, value in _CONSTANTS.items():
+        text = text.replace(name, str(value))
+    return Script(text=text)
 
 
 KNOWN = _script(r"""
@@ -241,10 +248,11 @@ revise()
 
 ADD_EVIDENCE = _script(r"""
 if redis.call('EXISTS', at .. 'revision') == 0 then return end
-for i = 1, #ARGV, 2 do redis.call('HINCRBY', at .. 'evidence', ARGV[i], ARGV[i + 1]) end
+if ARGV[1] ~= '' and not redis.call('SET', at .. 'once:' .. ARGV[1], 1, 'NX', 'PX', ARGV[2]) then return end
+for i = 3, #ARGV, 2 do redis.call('HINCRBY', at .. 'evidence', ARGV[i], ARGV[i + 1]) end
 revise()
 """)
-"""field, count, ..."""
+"""name of the request or nothing, milliseconds to remember it, then field, count, ..."""
 
 CLEAR_EVIDENCE = _script(r"""
 local cleared = 0
@@ -271,7 +279,7 @@ local function put(rest, sample)
     for _, known in ipairs(samples) do
         if known.result_digest == sample.result_digest then
             if again then return 1 end
-            unite(known, sample)
+            unite(known, sample, CLOCK_SKEW_S)
             keep(key, samples)
             use(key, sample.recorded_at_s)
             if #rest[TAGS] > 0 then
@@ -282,6 +290,11 @@ local function put(rest, sample)
             end
             return 1
         end
+    end
+    if have >= MOST_RESULTS then
+        table.sort(samples, function(a, b) return a.seen < b.seen or a.seen == b.seen and a.order < b.order end)
+        for i = 1, have - MOST_RESULTS + 1 do remove(samples[i].order) end
+        samples = samples_of(key)
     end
     order = order + 1
     sample.order = order
@@ -429,14 +442,14 @@ local function attach(rest, sample, used)
         if other.result_digest == sample.result_digest and not leaves(other.order, key) then
             local own = rest_of(other.order)
             if own and other.order < sample.order then
-                unite(other, sample)
+                unite(other, sample, math.huge)
                 keep(key, samples)
                 if tag(other.order, own, rest[TAGS]) then
                     redis.call('HSET', rests(other.order), other.order, cmsgpack.pack(own))
                 end
                 return false
             end
-            unite(sample, other)
+            unite(sample, other, math.huge)
             if own then tag(sample.order, rest, own[TAGS]) end
             used = redis.call('ZSCORE', at .. 'used', key)
             remove(other.order)

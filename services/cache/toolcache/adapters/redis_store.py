@@ -156,13 +156,18 @@ class RedisStore:
         if words:
             await self._run(scripts.PUT_PROFILES, namespace, *words)
 
-    async def add_evidence(self, namespace: str, tool: str, evidence: Mapping[str, Evidence]) -> None:
+    async def add_evidence(
+        self, namespace: str, tool: str, evidence: Mapping[str, Evidence], *, once: Once | None = None
+    ) -> None:
         words: list[Argument] = []
         for kind, found in evidence.items():
             for side, count in dataclasses.asdict(found).items():
                 words += (msgspec.json.encode([tool, str(kind), side]), count)
         if words:
-            await self._run(scripts.ADD_EVIDENCE, namespace, *words)
+            # No name of a slice that was put ends as JSON does.
+            name = msgspec.json.encode([once.name, tool]) if once else b""
+            keep_ms = _milliseconds(once.keep_s) if once else 0
+            await self._run(scripts.ADD_EVIDENCE, namespace, name, keep_ms, *words)
 
     async def clear_evidence(self, namespace: str, tool: str) -> None:
         await self._run(scripts.CLEAR_EVIDENCE, namespace, tool)

@@ -12,13 +12,19 @@ How a row lies in the file. Everything `get` answers with stands in one column, 
 of all keys asked together: one row comes back, however many keys. Each row would cost a release of the interpreter's
 lock, which a busy writer takes (100 keys under writes: 99th percentile 1.7 ms instead of 8.4). Digests are indexed by
 their first 60 bits, because integers make small indexes; the row holds the whole digest, and it decides. The table
-keeps SQLite's rowid: WITHOUT ROWID was measured 2.7 times slower and 3.4 times larger at 1 KB a row.
+keeps SQLite's rowid: WITHOUT ROWID was measured 2.7 times slower and 3.4 times larger at 1 KB a row. The rowid is the
+namespace's number and the order together, so that each namespace counts its own orders and no index is needed for them.
+
+Not covered: network file systems, on which WAL does not work, and a file that another program cuts short while it is
+open here, since its pages are mapped into memory.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
+import math
 import queue
 import sqlite3
 import threading
@@ -35,7 +41,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 import msgspec
 
 from toolcache.core.access import ApiKey
-from toolcache.core.entries import Entry, Outcome, Place, Result, Sample
+from toolcache.core.entries import CLOCK_SKEW_S, MOST_RESULTS, Entry, Outcome, Place, Result, Sample
 from toolcache.core.ports import (
     Changes,
     Filter,
@@ -62,8 +68,12 @@ KEYS_AT_ONCE = 128
 """Keys that `get` asks for before it lets others have a turn: a quarter of a millisecond."""
 PAGE = 256
 """Entries read at once when all of them are walked."""
-SLICE = 128
+SLICE = 256
 """Entries that a large removal or move takes at once: some milliseconds, for which an acknowledgement may wait."""
+TURN_S = 0.001
+PAUSE_S = 0.0001
+"""Seconds a thread works, and then pauses, so that the event loop gets at the interpreter: left alone it would get it
+after 5 ms (sys.getswitchinterval)."""
 READERS = 2
 """Threads for long reads: one may be slow without holding up all others."""
 LOG_KEPT = 1 << 15
@@ -71,13 +81,16 @@ LOG_KEPT = 1 << 15
 MOST_DONORS = 8
 """Entries that `with_equal` and `with_call` return."""
 
-SCHEMA_VERSION = 2
+ORDERS = 1 << 40
+"""Entries that a namespace can be given: a trillion. 2**63 / ORDERS, 8 million, namespaces can be made in a file."""
+
+SCHEMA_VERSION = 3
 _SCHEMA = """
-CREATE TABLE state (revision INTEGER NOT NULL, orders INTEGER NOT NULL);
-INSERT INTO state VALUES (0, 0);
+CREATE TABLE state (revision INTEGER NOT NULL);
+INSERT INTO state VALUES (0);
 CREATE TABLE namespaces (
     id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT UNIQUE, document TEXT, revision INTEGER NOT NULL DEFAULT 0,
-    size_bytes INTEGER NOT NULL DEFAULT 0);
+    size_bytes INTEGER NOT NULL DEFAULT 0, orders INTEGER NOT NULL DEFAULT 0);
 CREATE TABLE profiles (
     namespace INTEGER NOT NULL, tool TEXT NOT NULL, document TEXT NOT NULL, PRIMARY KEY (namespace, tool));
 CREATE TABLE shadows (
@@ -109,9 +122,10 @@ CREATE TABLE log (
 CREATE INDEX log_namespace ON log (namespace);
 CREATE TABLE onces (
     namespace INTEGER NOT NULL, name TEXT NOT NULL, keep_s REAL NOT NULL, until_s REAL, PRIMARY KEY (namespace, name));
+CREATE INDEX onces_until ON onces (until_s);
 CREATE TABLE api_keys (id TEXT PRIMARY KEY, document TEXT NOT NULL);
 """
-"""Beside the entries (orders are their ids, never used twice): `marks` is what changes or is searched by ranges, in
+"""Beside the entries (whose ids `_id` makes, never used twice): `marks` is what changes or is searched by ranges, in
 narrow rows; `log` names vectors that came, changed or went, and what became of one is read from `vectors`; a namespace
 without a name is being deleted, one without a document was written to but never put."""
 
@@ -158,6 +172,7 @@ class SqliteStore:
     def __init__(self, path: Path, reader: sqlite3.Connection, writer: sqlite3.Connection) -> None:
         self._path = path
         self._reader = reader
+        self._cursor = reader.cursor()
         self._readers = _Readers(path)
         self._writer = _Writer(path, writer)
 
@@ -229,7 +244,9 @@ class SqliteStore:
 
         await self._write(work)
 
-    async def add_evidence(self, namespace: str, tool: str, evidence: Mapping[str, Evidence]) -> None:
+    async def add_evidence(
+        self, namespace: str, tool: str, evidence: Mapping[str, Evidence], *, once: Once | None = None
+    ) -> None:
         query = """
             INSERT INTO shadows VALUES (?, ?, ?, ?, ?) ON CONFLICT (namespace, tool, kind)
             DO UPDATE SET "right" = "right" + excluded."right", served = served + excluded.served
@@ -237,6 +254,8 @@ class SqliteStore:
 
         def work(db: sqlite3.Connection) -> None:
             own = _namespace_id(db, namespace)
+            if once is not None and not _is_first(db, own, f"evidence:{json.dumps([once.name, tool])}", once.keep_s):
+                return
             db.executemany(query, [(own, tool, str(kind), each.right, each.served) for kind, each in evidence.items()])
             _revise(db, own)
 
@@ -253,55 +272,64 @@ class SqliteStore:
     # -- entries -------------------------------------------------------------------------------------------------------
 
     async def get(self, namespace: str, keys: Sequence[str]) -> Found:
-        revision, samples = self._get(namespace, keys[:KEYS_AT_ONCE])
+        found = self._get(namespace, keys[:KEYS_AT_ONCE])
+        if len(keys) <= KEYS_AT_ONCE:
+            return found
+        samples = [*found.samples]
         for start in range(KEYS_AT_ONCE, len(keys), KEYS_AT_ONCE):
             await asyncio.sleep(0)
-            revision, more = self._get(namespace, keys[start : start + KEYS_AT_ONCE])
-            samples += more
-        return Found(revision=revision, samples=samples)
+            found = self._get(namespace, keys[start : start + KEYS_AT_ONCE])
+            samples += found.samples
+        return Found(revision=found.revision, samples=samples)
 
-    def _get(self, namespace: str, keys: Sequence[str]) -> tuple[int, list[Sequence[Sample]]]:
-        slots = [_slot(key) for key in keys] or [0]
+    def _get(self, namespace: str, keys: Sequence[str]) -> Found:
+        try:
+            slots = [int(key[:15], 16) for key in keys] or [0]  # _slot(key), less the call
+        except ValueError:
+            slots = [_slot(key) for key in keys]
         width = 1 << (len(slots) - 1).bit_length()
         slots += slots[-1:] * (width - len(slots))
         try:
-            revision, count, packed = self._reader.execute(_GETS[width], (*slots, namespace)).fetchone()
-            found = _kept_list(b"\xdd" + count.to_bytes(4, "big") + packed) if count else []
+            revision, count, packed = self._cursor.execute(_GETS[width], (*slots, namespace)).fetchone()
+            samples = _kept_list(b"\xdd" + count.to_bytes(4, "big") + packed) if count else []
         except sqlite3.DataError:  # together they are longer than SQLite's longest value, a gigabyte
-            found = [_kept(sample) for (sample,) in self._rows(_GET_EACH, namespace, json.dumps(slots))]
+            samples = [_kept(sample) for (sample,) in self._rows(_GET_EACH, namespace, json.dumps(slots))]
             revision = self._rows("SELECT revision FROM namespaces WHERE name = ?", namespace)[0][0]
         except _BROKEN as error:
             raise _unavailable(self._path, error) from error
-        by_key: dict[str, list[_Kept]] = {sample.key: [sample] for sample in found}
-        if len(by_key) < len(found):
-            by_key = _grouped(found)
-        return revision or 0, [by_key.get(key, ()) for key in keys]
+        by_key: dict[str, list[_Kept]] = {sample.key: [sample] for sample in samples}
+        if len(by_key) < len(samples):
+            by_key = _grouped(samples)
+        return Found(revision=revision or 0, samples=[by_key.get(key, ()) for key in keys])
 
     async def put(self, namespace: str, entries: Sequence[Entry], *, once: Once | None = None) -> list[Outcome]:
         return await self._write(_put, namespace, entries, once)
 
     async def with_equal(self, namespace: str, equal: str) -> list[Entry]:
         query = f"SELECT {_ENTRY} FROM entries WHERE namespace = {_OWN} AND equal = ? ORDER BY id LIMIT {MOST_DONORS}"
-        found = map(_entry, self._rows(query, namespace, _slot(equal))) if equal else ()
+        found = self._entries(query, namespace, _slot(equal)) if equal else []
         return [entry for entry in found if entry.place.equal == equal]
 
     async def with_call(self, namespace: str, call: str) -> list[Entry]:
         query = (
             f"SELECT {_ENTRY} FROM entries WHERE namespace = {_OWN} AND call = ? ORDER BY id DESC LIMIT {MOST_DONORS}"
         )
-        found = map(_entry, self._rows(query, namespace, _slot(call))) if call else ()
+        found = self._entries(query, namespace, _slot(call)) if call else []
         return [entry for entry in found if entry.place.call == call]
 
     async def by_order(self, namespace: str, orders: Sequence[int]) -> dict[int, Entry]:
-        query = f"SELECT {_ENTRY} FROM entries WHERE namespace = {_OWN} AND id IN {_LISTED}"
-        return {row[0]: _entry(row) for row in self._rows(query, namespace, json.dumps(list(orders)))}
+        ids = f"(SELECT {_OWN} * {ORDERS} + value FROM json_each(?))"
+        query = f"SELECT {_ENTRY} FROM entries WHERE namespace = {_OWN} AND id IN {ids}"
+        found = self._entries(query, namespace, namespace, json.dumps(list(orders)))
+        return {entry.order: entry for entry in found}
 
     async def entries(self, namespace: str, tool: str | None = None, *, after: int = 0) -> AsyncIterator[Entry]:
         where, values = ("", ()) if tool is None else (" AND tool = ?", (tool,))
-        query = f"SELECT {_ENTRY} FROM entries WHERE namespace = {_OWN}{where} AND id > ? ORDER BY id LIMIT {PAGE}"
+        query = f"SELECT {_ENTRY} FROM entries WHERE namespace = ?{where} AND id > ? ORDER BY id LIMIT {PAGE}"
 
         def page(db: sqlite3.Connection) -> list[Entry]:
-            return [_entry(row) for row in db.execute(query, (namespace, *values, after))]
+            own = _find(db, namespace)
+            return [_entry(row) for row in _in_turns(db.execute(query, (own, *values, _id(own, after))))]
 
         while entries := await self._readers.run(page):
             for entry in entries:
@@ -312,8 +340,7 @@ class SqliteStore:
         return await self._remove(namespace, orders)
 
     async def remove_where(self, namespace: str, which: Filter) -> int:
-        query, values = _selection(namespace, which)
-        orders = [order for (order,) in await self._readers.rows(query, *values)]
+        orders = await self._readers.run(_selected, namespace, which)
         return await self._remove(namespace, orders, recorded_before_s=which.recorded_before_s)
 
     async def _remove(self, namespace: str, orders: Collection[int], *, recorded_before_s: float | None = None) -> int:
@@ -377,8 +404,7 @@ class SqliteStore:
     # -- access --------------------------------------------------------------------------------------------------------
 
     async def api_keys(self) -> list[ApiKey]:
-        rows = await self._readers.rows("SELECT document FROM api_keys ORDER BY id")
-        return [msgspec.json.decode(document, type=ApiKey) for (document,) in rows]
+        return await self._readers.run(_api_keys)
 
     async def put_api_key(self, key: ApiKey) -> None:
         row = (key.id, msgspec.json.encode(key).decode())
@@ -399,6 +425,11 @@ class SqliteStore:
             return self._reader.execute(query, values).fetchall()
         except _BROKEN as error:
             raise _unavailable(self._path, error) from error
+
+    def _entries(self, query: str, *values: Any) -> list[Entry]:
+        """A few entries, read at once."""
+        with _translated(self._path):
+            return [_entry(row) for row in self._reader.execute(query, values)]
 
     async def _write(
         self, work: Callable[Concatenate[sqlite3.Connection, _P], _T], *values: _P.args, **named: _P.kwargs
@@ -469,7 +500,7 @@ class _Writer:
             with _translated(self._path):
                 self._db.execute("BEGIN IMMEDIATE")
                 try:
-                    for job in jobs:
+                    for job in _in_turns(jobs):
                         taken.append(job)
                         results.append(job.work(self._db))
                     self._db.execute("COMMIT")
@@ -576,7 +607,7 @@ _ADVICE = {
 """What to do, by the beginning of the error's name."""
 
 
-_BROKEN = (sqlite3.Error, msgspec.MsgspecError, UnicodeDecodeError)
+_BROKEN = (sqlite3.Error, msgspec.MsgspecError, UnicodeDecodeError, json.JSONDecodeError)
 """What SQLite says, and what is said of rows that are not as they were written."""
 
 
@@ -600,6 +631,7 @@ def _make_ready(path: Path, db: sqlite3.Connection) -> None:
     db.execute("PRAGMA journal_mode = WAL")
     # FULL: a committed group survives a power cut, and the group shares the price of the sync.
     db.execute("PRAGMA synchronous = FULL")
+    db.execute("PRAGMA secure_delete = FAST")  # ON, as some builds have it, writes every freed page once more
     db.execute("PRAGMA cache_size = -65536")
     db.execute("PRAGMA wal_autocheckpoint = 4000")
     db.execute("PRAGMA journal_size_limit = 67108864")
@@ -635,7 +667,7 @@ def _version(path: Path, db: sqlite3.Connection) -> int:
         case _:
             raise StoreUnavailable(
                 f"store {path}: its tables are of version {noted}, this program knows {SCHEMA_VERSION};"
-                " use the newer program that wrote it, or name another file"
+                " use the program that wrote it, or name another file"
             )
 
 
@@ -670,13 +702,14 @@ def _convert_v1(db: sqlite3.Connection) -> None:
         entry = _entry_v1(row)
         _insert(db, own[name], entry)
         _grow(db, own[name], entry.size_bytes)
-    db.execute("UPDATE state SET orders = (SELECT COALESCE(MAX(id), 0) FROM entries)")
+    newest = f"SELECT MAX(id) % {ORDERS} FROM entries WHERE namespace = namespaces.id"
+    db.execute(f"UPDATE namespaces SET orders = COALESCE(({newest}), 0)")
     query = """
         SELECT v.entry, v.namespace, v.tool, e.guard, v.vector
         FROM old_vectors AS v JOIN old_entries AS e ON e.n = v.entry
     """
     for order, name, tool, guard, vector in db.execute(query):
-        row = (order, own[name], tool, _V1_EMBEDDER, guard, vector)
+        row = (_id(own[name], order), own[name], tool, _V1_EMBEDDER, guard, vector)
         db.execute("INSERT INTO vectors VALUES (?, ?, ?, ?, ?, ?)", row)
     for table in _V1_TABLES:
         db.execute(f"DROP TABLE old_{table}")
@@ -712,11 +745,26 @@ def _slot(digest: str) -> int:
         return zlib.crc32(digest.encode("utf-8", "surrogatepass"))
 
 
+def _id(own: int, order: int) -> int:
+    """Where an entry lies in the file: those of one namespace side by side."""
+    return own * ORDERS + order
+
+
 def _grouped(samples: Iterable[_Kept]) -> dict[str, list[_Kept]]:
     by_key: dict[str, list[_Kept]] = defaultdict(list)
     for sample in sorted(samples, key=lambda each: each.order):
         by_key[sample.key].append(sample)
     return by_key
+
+
+def _in_turns(values: Iterable[_T]) -> Iterator[_T]:
+    """The same values, with a pause now and then."""
+    since_s = time.monotonic()
+    for value in values:
+        yield value
+        if time.monotonic() - since_s > TURN_S:
+            time.sleep(PAUSE_S)
+            since_s = time.monotonic()
 
 
 def _slices(values: Iterable[_T]) -> Iterator[list[_T]]:
@@ -726,7 +774,7 @@ def _slices(values: Iterable[_T]) -> Iterator[list[_T]]:
 
 
 def _entry(row: Sequence[Any]) -> Entry:
-    order, tool, environment, packed_sample, packed_details = row
+    _, tool, environment, packed_sample, packed_details = row
     sample, details = _kept(packed_sample), _details(packed_details)
     return Entry(
         key=sample.key,
@@ -742,7 +790,7 @@ def _entry(row: Sequence[Any]) -> Entry:
         expires_at_s=sample.expires_at_s,
         tags=details.tags,
         seen=sample.seen,
-        order=order,
+        order=sample.order,
     )
 
 
@@ -801,32 +849,33 @@ def _grow(db: sqlite3.Connection, own: int, by_bytes: int) -> None:
 
 def _put(db: sqlite3.Connection, namespace: str, entries: Sequence[Entry], once: Once | None) -> list[Outcome]:
     own = _namespace_id(db, namespace)
-    is_again = once is not None and not _is_first(db, own, once)
-    (order,) = db.execute("SELECT orders FROM state").fetchone()
-    db.execute("UPDATE state SET orders = orders + ?", (len(entries),))
-    return [_put_one(db, own, entry, order + i, is_again=is_again) for i, entry in enumerate(entries, 1)]
+    is_again = once is not None and not _is_first(db, own, f"entries:{once.name}", once.keep_s)
+    (order,) = db.execute("SELECT orders FROM namespaces WHERE id = ?", (own,)).fetchone()
+    db.execute("UPDATE namespaces SET orders = orders + ? WHERE id = ?", (len(entries), own))
+    outcomes = [_put_one(db, own, entry, order + i, is_again=is_again) for i, entry in enumerate(_in_turns(entries), 1)]
+    new = (entry for entry, outcome in zip(entries, outcomes, strict=True) if outcome is not Outcome.KNOWN)
+    _grow(db, own, sum(entry.size_bytes for entry in new))
+    return outcomes
 
 
-def _is_first(db: sqlite3.Connection, own: int, once: Once) -> bool:
+def _is_first(db: sqlite3.Connection, own: int, name: str, keep_s: float) -> bool:
     query = "INSERT OR IGNORE INTO onces (namespace, name, keep_s) VALUES (?, ?, ?)"
-    return db.execute(query, (own, once.name, once.keep_s)).rowcount > 0
+    return db.execute(query, (own, name, keep_s)).rowcount > 0
 
 
 def _put_one(db: sqlite3.Connection, own: int, entry: Entry, order: int, *, is_again: bool) -> Outcome:
     had = _samples(db, own, entry.key)
-    expired = [each.order for each in had if 0 < each.expires_at_s <= entry.recorded_at_s]
-    if expired:
-        _forget(db, own, expired)
-        had = [each for each in had if each.order not in expired]
+    had = _forget_samples(db, own, had, [each for each in had if 0 < each.expires_at_s <= entry.recorded_at_s])
     same = [each for each in had if each.result_digest == entry.result_digest]
     if same and is_again:
         return Outcome.KNOWN
     if same:
-        _add_up(db, own, same[0], entry)
+        _add_up(db, own, same[0], entry, skew_s=CLOCK_SKEW_S)
     else:
+        least_first = sorted(had, key=lambda each: (each.seen, each.order))
+        had = _forget_samples(db, own, had, least_first[: max(0, len(had) - MOST_RESULTS + 1)])
         _insert(db, own, replace(entry, order=order))
-        _grow(db, own, entry.size_bytes)
-    _use_alike(db, [each.order for each in had] + [order] * (not same))
+    _use_alike(db, own, [each.order for each in had] + [order] * (not same))
     return Outcome.KNOWN if same else Outcome.CONFLICT if had else Outcome.STORED
 
 
@@ -835,47 +884,61 @@ def _samples(db: sqlite3.Connection, own: int, key: str) -> list[_Kept]:
     return [sample for (packed,) in rows.fetchall() if (sample := _kept(packed)).key == key]
 
 
+def _forget_samples(db: sqlite3.Connection, own: int, had: list[_Kept], going: Sequence[_Kept]) -> list[_Kept]:
+    """Those that stay."""
+    if not going:
+        return had
+    orders = {each.order for each in going}
+    _forget(db, own, [_id(own, order) for order in orders])
+    return [each for each in had if each.order not in orders]
+
+
 def _insert(db: sqlite3.Connection, own: int, entry: Entry) -> None:
     equal, call = (_slot(digest) if digest else None for digest in (entry.place.equal, entry.place.call))
     packed = (_encode(_sample_of(entry)), _encode(_details_of(entry)))
-    row = (entry.order, own, _slot(entry.key), equal, call, entry.tool, entry.environment, *packed)
+    entry_id = _id(own, entry.order)
+    row = (entry_id, own, _slot(entry.key), equal, call, entry.tool, entry.environment, *packed)
     db.execute("INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
     times = (entry.recorded_at_s, entry.recorded_at_s, entry.expires_at_s)
-    db.execute("INSERT INTO marks VALUES (?, ?, ?, ?, ?, ?)", (entry.order, own, entry.size_bytes, *times))
-    _tag(db, own, entry.order, entry.tags)
+    db.execute("INSERT INTO marks VALUES (?, ?, ?, ?, ?, ?)", (entry_id, own, entry.size_bytes, *times))
+    _tag(db, own, entry_id, entry.tags)
 
 
-def _tag(db: sqlite3.Connection, own: int, order: int, tags: Iterable[str]) -> None:
-    rows = [(order, tag, own) for tag in tags]
+def _tag(db: sqlite3.Connection, own: int, entry_id: int, tags: Iterable[str]) -> None:
+    rows = [(entry_id, tag, own) for tag in tags]
     if rows:
         db.executemany("INSERT OR IGNORE INTO tags VALUES (?, ?, ?)", rows)
 
 
-def _add_up(db: sqlite3.Connection, own: int, kept: _Kept, again: Entry) -> None:
-    """The same result of the same key once more: it counts, it is as new as the later one, its tags are united."""
-    newer = again if again.recorded_at_s >= kept.recorded_at_s else kept
+def _add_up(db: sqlite3.Connection, own: int, kept: _Kept, again: Entry, *, skew_s: float = math.inf) -> None:
+    """The same result of the same key once more: it counts, it is as new as the later one, its tags are united.
+
+    What is kept and later by more than `skew_s` has its time from a wrong clock.
+    """
+    entry_id = _id(own, kept.order)
+    newer = kept if 0 < kept.recorded_at_s - again.recorded_at_s <= skew_s else again
     sample = msgspec.structs.replace(
         kept,
         seen=kept.seen + again.seen,
         recorded_at_s=newer.recorded_at_s,
         expires_at_s=newer.expires_at_s,
     )
-    db.execute("UPDATE entries SET sample = ? WHERE id = ?", (_encode(sample), kept.order))
+    db.execute("UPDATE entries SET sample = ? WHERE id = ?", (_encode(sample), entry_id))
     query = "UPDATE marks SET used_s = MAX(used_s, ?), recorded_at_s = ?, expires_at_s = ? WHERE entry = ?"
-    db.execute(query, (again.recorded_at_s, sample.recorded_at_s, sample.expires_at_s, kept.order))
+    db.execute(query, (again.recorded_at_s, sample.recorded_at_s, sample.expires_at_s, entry_id))
     if again.tags:
-        (packed,) = db.execute("SELECT details FROM entries WHERE id = ?", (kept.order,)).fetchone()
+        (packed,) = db.execute("SELECT details FROM entries WHERE id = ?", (entry_id,)).fetchone()
         details = _details(packed)
         tags = tuple(sorted({*details.tags, *again.tags}))
         packed = _encode(msgspec.structs.replace(details, tags=tags))
-        db.execute("UPDATE entries SET details = ? WHERE id = ?", (packed, kept.order))
-        _tag(db, own, kept.order, tags)
+        db.execute("UPDATE entries SET details = ? WHERE id = ?", (packed, entry_id))
+        _tag(db, own, entry_id, tags)
 
 
-def _use_alike(db: sqlite3.Connection, orders: Sequence[int]) -> None:
+def _use_alike(db: sqlite3.Connection, own: int, orders: Sequence[int]) -> None:
     """Samples of one key are used together."""
     if len(orders) > 1:
-        listed = json.dumps(orders)
+        listed = json.dumps([_id(own, order) for order in orders])
         newest = f"(SELECT MAX(used_s) FROM marks WHERE entry IN {_LISTED})"
         db.execute(f"UPDATE marks SET used_s = {newest} WHERE entry IN {_LISTED}", (listed, listed))
 
@@ -883,19 +946,21 @@ def _use_alike(db: sqlite3.Connection, orders: Sequence[int]) -> None:
 def _remove(db: sqlite3.Connection, namespace: str, orders: Sequence[int], recorded_before_s: float | None) -> int:
     """What was recorded again since it was selected may be too new by now."""
     own = _find(db, namespace)
+    ids = [_id(own, order) for order in orders]
     if recorded_before_s is not None:
         query = f"SELECT entry FROM marks WHERE entry IN {_LISTED} AND recorded_at_s < ?"
-        orders = [order for (order,) in db.execute(query, (json.dumps(orders), recorded_before_s))]
-    return _forget(db, own, orders)
+        ids = [entry_id for (entry_id,) in db.execute(query, (json.dumps(ids), recorded_before_s))]
+    return _forget(db, own, ids)
 
 
-def _forget(db: sqlite3.Connection, own: int, orders: Iterable[int]) -> int:
+def _forget(db: sqlite3.Connection, own: int, ids: Iterable[int]) -> int:
     """Remove those of the entries that are there; how many were."""
-    query = f"SELECT entry, size_bytes FROM marks WHERE namespace = ? AND entry IN {_LISTED}"
-    rows = db.execute(query, (own, json.dumps(list(orders)))).fetchall()
+    # The plus keeps SQLite from its index of namespaces, through which it would look at all of this one's entries.
+    query = f"SELECT entry, size_bytes FROM marks WHERE +namespace = ? AND entry IN {_LISTED}"
+    rows = db.execute(query, (own, json.dumps(list(ids)))).fetchall()
     if not rows:
         return 0
-    listed = json.dumps([order for order, _ in rows])
+    listed = json.dumps([entry_id for entry_id, _ in rows])
     _log(db, f"SELECT namespace, tool, entry FROM vectors WHERE entry IN {_LISTED}", listed)
     for table, column in (("vectors", "entry"), ("tags", "entry"), ("marks", "entry"), ("entries", "id")):
         db.execute(f"DELETE FROM {table} WHERE {column} IN {_LISTED}", (listed,))
@@ -919,15 +984,15 @@ def _forget_expired(db: sqlite3.Connection, now_s: float) -> int:
     """At most a slice of them."""
     query = f"SELECT namespace, entry FROM marks WHERE expires_at_s > 0 AND expires_at_s <= ? LIMIT {SLICE}"
     expired: dict[int, list[int]] = defaultdict(list)
-    for own, order in db.execute(query, (now_s,)):
-        expired[own].append(order)
-    return sum(_forget(db, own, orders) for own, orders in expired.items())
+    for own, entry_id in db.execute(query, (now_s,)):
+        expired[own].append(entry_id)
+    return sum(_forget(db, own, ids) for own, ids in expired.items())
 
 
 def _purge_some(db: sqlite3.Connection, own: int) -> int:
     """A slice of a nameless namespace's entries; with the last of them, all else that it held."""
     query = f"SELECT id FROM entries WHERE namespace = ? LIMIT {SLICE}"
-    gone = _forget(db, own, [order for (order,) in db.execute(query, (own,))])
+    gone = _forget(db, own, [entry_id for (entry_id,) in db.execute(query, (own,))])
     if not gone:
         for table in ("profiles", "shadows", "onces", "log"):
             db.execute(f"DELETE FROM {table} WHERE namespace = ?", (own,))
@@ -941,7 +1006,7 @@ def _rekey(
     """Move a slice of entries. Those still `pending` will leave the keys they have: nothing is merged with them."""
     own = _find(db, namespace)
     left = set(pending)
-    for order, (key, canonical, place) in places.items():
+    for order, (key, canonical, place) in _in_turns(places.items()):
         left.discard(order)
         _move(db, own, order, key, canonical, place, left)
 
@@ -950,7 +1015,7 @@ def _move(
     db: sqlite3.Connection, own: int, order: int, key: str, canonical: str, place: Place, pending: Collection[int]
 ) -> None:
     query = f"SELECT {_ENTRY} FROM entries WHERE namespace = ? AND id = ?"
-    row = db.execute(query, (own, order)).fetchone()
+    row = db.execute(query, (own, _id(own, order))).fetchone()
     if row is None:
         return
     before = _entry(row)
@@ -959,28 +1024,29 @@ def _move(
     twin = next((each for each in there if each.result_digest == entry.result_digest), None)
     if twin is not None and twin.order < order:
         _add_up(db, own, twin, before)
-        _use_alike(db, [twin.order, order])
-        _forget(db, own, [order])
+        _use_alike(db, own, [twin.order, order])
+        _forget(db, own, [_id(own, order)])
         return
     _rewrite(db, own, entry, entry.size_bytes - before.size_bytes)
     if twin is not None:
-        (row,) = db.execute(query, (own, twin.order)).fetchall()
+        (row,) = db.execute(query, (own, _id(own, twin.order))).fetchall()
         _add_up(db, own, _sample_of(entry), _entry(row))
-    _use_alike(db, [order, *(each.order for each in there)])
+    _use_alike(db, own, [order, *(each.order for each in there)])
     if twin is not None:
-        _forget(db, own, [twin.order])
+        _forget(db, own, [_id(own, twin.order)])
 
 
 def _rewrite(db: sqlite3.Connection, own: int, entry: Entry, grown_bytes: int) -> None:
     equal, call = (_slot(digest) if digest else None for digest in (entry.place.equal, entry.place.call))
     packed = (_encode(_sample_of(entry)), _encode(_details_of(entry)))
+    entry_id = _id(own, entry.order)
     query = "UPDATE entries SET key = ?, equal = ?, call = ?, sample = ?, details = ? WHERE id = ?"
-    db.execute(query, (_slot(entry.key), equal, call, *packed, entry.order))
+    db.execute(query, (_slot(entry.key), equal, call, *packed, entry_id))
     if grown_bytes:
-        db.execute("UPDATE marks SET size_bytes = ? WHERE entry = ?", (entry.size_bytes, entry.order))
+        db.execute("UPDATE marks SET size_bytes = ? WHERE entry = ?", (entry.size_bytes, entry_id))
         _grow(db, own, grown_bytes)
-    if db.execute("UPDATE vectors SET guard = ? WHERE entry = ?", (entry.place.guard, entry.order)).rowcount:
-        _log(db, "VALUES (?, ?, ?)", own, entry.tool, entry.order)
+    if db.execute("UPDATE vectors SET guard = ? WHERE entry = ?", (entry.place.guard, entry_id)).rowcount:
+        _log(db, "VALUES (?, ?, ?)", own, entry.tool, entry_id)
 
 
 def _touch(db: sqlite3.Connection, namespace: str, keys: Sequence[str], at_s: float) -> None:
@@ -1003,12 +1069,10 @@ def _evict_some(
         WHERE marks.namespace = ? AND (used_s, entry) > (?, ?) ORDER BY used_s, entry LIMIT {SLICE}
     """
     rows = db.execute(query, (own, *after)).fetchall() if size_bytes > max_bytes else []
+    alike = "SELECT entry, size_bytes FROM marks JOIN entries ON id = entry WHERE entries.namespace = ? AND key = ?"
     going: set[int] = set()
-    for _, order, slot in rows:
-        if size_bytes > max_bytes and slot not in spared and order not in going:
-            alike = (
-                "SELECT entry, size_bytes FROM marks JOIN entries ON id = entry WHERE entries.namespace = ? AND key = ?"
-            )
+    for _, entry_id, slot in rows:
+        if size_bytes > max_bytes and slot not in spared and entry_id not in going:
             for sample, sample_bytes in db.execute(alike, (own, slot)).fetchall():
                 going.add(sample)
                 size_bytes -= sample_bytes
@@ -1025,10 +1089,11 @@ def _put_vectors(
         DO UPDATE SET version = excluded.version, vector = excluded.vector WHERE version <> excluded.version
     """
     there = f"SELECT id, details FROM entries WHERE namespace = ? AND tool = ? AND id IN {_LISTED}"
-    for order, packed in db.execute(there, (own, tool, json.dumps(list(vectors)))).fetchall():
-        row = (order, own, tool, version, _details(packed).guard, vectors[order])
+    rows = db.execute(there, (own, tool, json.dumps([_id(own, order) for order in vectors]))).fetchall()
+    for entry_id, packed in _in_turns(rows):
+        row = (entry_id, own, tool, version, _details(packed).guard, vectors[entry_id % ORDERS])
         if db.execute(query, row).rowcount:
-            _log(db, "VALUES (?, ?, ?)", own, tool, order)
+            _log(db, "VALUES (?, ?, ?)", own, tool, entry_id)
 
 
 # -- work of the readers' threads --------------------------------------------------------------------------------------
@@ -1053,20 +1118,23 @@ def _known(db: sqlite3.Connection, namespace: str) -> Known | None:
     )
 
 
-def _selection(namespace: str, which: Filter) -> tuple[str, list[Any]]:
-    """The query, and its values, for the orders of the entries of a filter."""
-    conditions: list[tuple[str, Any]] = [
-        (f"AND {condition}", value)
-        for condition, value in (
-            ("tool = ?", which.tool),
-            ("environment = ?", which.environment),
-            ("id IN (SELECT entry FROM tags WHERE tags.namespace = entries.namespace AND tag = ?)", which.tag),
-            ("(SELECT recorded_at_s FROM marks WHERE entry = id) < ?", which.recorded_before_s),
-        )
-        if value is not None
-    ]
-    where = " ".join(condition for condition, _ in conditions)
-    return f"SELECT id FROM entries WHERE namespace = {_OWN} {where}", [namespace, *(value for _, value in conditions)]
+def _api_keys(db: sqlite3.Connection) -> list[ApiKey]:
+    rows = db.execute("SELECT document FROM api_keys ORDER BY id")
+    return [msgspec.json.decode(document, type=ApiKey) for (document,) in rows]
+
+
+def _selected(db: sqlite3.Connection, namespace: str, which: Filter) -> list[int]:
+    """Orders of the entries of a filter."""
+    own = _find(db, namespace)
+    conditions = {
+        "tool = ?": (which.tool,),
+        "environment = ?": (which.environment,),
+        "id IN (SELECT entry FROM tags WHERE namespace = ? AND tag = ?)": (own, which.tag),
+        "(SELECT recorded_at_s FROM marks WHERE entry = id) < ?": (which.recorded_before_s,),
+    }
+    given = {condition: values for condition, values in conditions.items() if values[-1] is not None}
+    query = " AND ".join(["SELECT id FROM entries WHERE namespace = ?", *given])
+    return [entry_id % ORDERS for (entry_id,) in _in_turns(db.execute(query, (own, *itertools.chain(*given.values()))))]
 
 
 def _size(db: sqlite3.Connection, namespace: str) -> Size:
@@ -1090,10 +1158,10 @@ def _size(db: sqlite3.Connection, namespace: str) -> Size:
 
 def _vectors(db: sqlite3.Connection, namespace: str, tool: str, version: str) -> list[IndexedVector]:
     query = f"""
-        SELECT entry, guard, vector FROM vectors
+        SELECT entry % {ORDERS}, guard, vector FROM vectors
         WHERE namespace = {_OWN} AND tool = ? AND version = ? ORDER BY entry
     """
-    rows = db.execute(query, (namespace, tool, version))
+    rows = _in_turns(db.execute(query, (namespace, tool, version)))
     return [IndexedVector(order=order, guard=guard, vector=vector) for order, guard, vector in rows]
 
 
@@ -1111,13 +1179,13 @@ def _changes(db: sqlite3.Connection, namespace: str, after: str, version: str) -
     begun, _, last = after.partition("-")
     if begun != str(own) or not last.isdecimal() or not head - LOG_KEPT <= int(last) <= head:
         return Changes(cursor=cursor, is_complete=False)
-    query = """
-        SELECT DISTINCT log.tool, log.entry, guard, vector FROM log
+    query = f"""
+        SELECT DISTINCT log.tool, log.entry % {ORDERS}, guard, vector FROM log
         LEFT JOIN vectors ON vectors.entry = log.entry AND version = ? WHERE log.namespace = ? AND seq > ?
     """
     added: list[tuple[str, IndexedVector]] = []
     removed: list[tuple[str, int]] = []
-    for tool, order, guard, vector in db.execute(query, (version, own, int(last))):
+    for tool, order, guard, vector in _in_turns(db.execute(query, (version, own, int(last)))):
         if vector is None:
             removed.append((tool, order))
         else:

@@ -7,7 +7,8 @@ Accepted, for one namespace or by domain (`{"retail": {...}, "airline": {...}}`)
 
 `write_tools` names the writes and makes all others reads. Without it and without `effect`, a tool is a write: that
 costs hits, never correctness. Beside `effect` a tool may carry `arguments` (their roles), `errors_change_state`,
-`ttl_s`, `samples`, `masks`, `simulate_writes` and `similar_floor`, as in the API.
+`ttl_s`, `samples`, `masks`, `simulate_writes` and `similar_floor`, as in the API; and beside `tools` may stand the
+namespace's `tiers`, `similar_threshold`, `max_bytes` and `shadow_share`.
 
 Schemas may name types as Python does (`dict`, `float`, ...), as those of the Berkeley Function Calling Leaderboard do.
 """
@@ -18,9 +19,11 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
-from toolcache.core.tools import Effect, Mask, Namespace, NamespaceInvalid, Role, Tool
+import msgspec
+
+from toolcache.core.tools import Effect, Mask, Namespace, NamespaceInvalid, Role, Tier, Tool
 
 _JSON_TYPES = {
     "dict": "object",
@@ -39,6 +42,18 @@ class ToolFileInvalid(ValueError):
     """A file of tool schemas that cannot be used; the message names the file and what to do."""
 
 
+class Policy(TypedDict, total=False):
+    """What a file says of its namespace beside the tools; see Namespace."""
+
+    tiers: frozenset[Tier]
+    similar_threshold: float
+    max_bytes: int
+    shadow_share: float
+
+
+_WORDS = frozenset(("tools", "write_tools", "environment", *Policy.__annotations__))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Toolset:
     """The tools of one namespace as a file gives them."""
@@ -48,9 +63,10 @@ class Toolset:
     tools: tuple[Tool, ...]
     unannotated: tuple[str, ...]
     """Names of tools whose effect the file does not tell."""
+    policy: Policy
 
     def namespace(self, name: str) -> Namespace:
-        return Namespace(name=name, tools={tool.name: tool for tool in self.tools})
+        return Namespace(name=name, tools={tool.name: tool for tool in self.tools}, **self.policy)
 
 
 def toolsets(path: Path) -> dict[str, Toolset]:
@@ -64,7 +80,7 @@ def toolsets(path: Path) -> dict[str, Toolset]:
     by_domain = document if _is_by_domain(document) else {"": document}
     try:
         return {domain: _toolset(domain, each) for domain, each in by_domain.items()}
-    except (NamespaceInvalid, AttributeError, KeyError, TypeError, ValueError) as error:
+    except (NamespaceInvalid, msgspec.ValidationError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ToolFileInvalid(f"{path}: not in OpenAI's tool format ({type(error).__name__}: {error})") from error
 
 
@@ -102,7 +118,19 @@ def _toolset(domain: str, document: Any) -> Toolset:
     unannotated = tuple(
         tool.name for tool, each in zip(tools, listed, strict=True) if "effect" not in each and tool.name not in known
     )
-    return Toolset(domain=domain, tools=tools, unannotated=unannotated)
+    toolset = Toolset(domain=domain, tools=tools, unannotated=unannotated, policy=_policy(document))
+    toolset.namespace(domain)  # raises what its policy must not say
+    return toolset
+
+
+def _policy(document: Any) -> Policy:
+    """Raises NamespaceInvalid for a word that means nothing here: a slip must not pass in silence."""
+    if not isinstance(document, dict):
+        return {}
+    if unknown := sorted(document.keys() - _WORDS):
+        words = ", ".join(sorted(_WORDS - {"tools"}))
+        raise NamespaceInvalid(f'unknown {unknown[0]!r}; beside "tools" may stand {words}')
+    return msgspec.convert(document, Policy)
 
 
 def _tool(document: Mapping[str, Any], writes: list[str] | None) -> Tool:

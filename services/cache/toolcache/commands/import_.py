@@ -16,8 +16,7 @@ from toolcache.adapters.tool_files import Toolset, beside
 from toolcache.commands.failure import CommandFailed
 from toolcache.commands.namespaces import chosen, put_tools
 from toolcache.commands.reach import cache, where
-from toolcache.core.exporting import NoExport, is_export, read_line
-from toolcache.core.tools import Namespace
+from toolcache.core.exporting import ExportedNamespace, NoExport, is_export, read_line
 from toolcache.settings import Settings
 from toolcache_client import AsyncCacheClient
 from toolcache_client.messages import ImportReport
@@ -82,7 +81,7 @@ def _exported_name(recordings: Path) -> str | None:
         read = read_line(first.text)
     except NoExport as error:
         raise CommandFailed(f"{recordings}: {error}") from error
-    return read.name if isinstance(read, Namespace) else None
+    return read.namespace.name if isinstance(read, ExportedNamespace) else None
 
 
 class _Domain(msgspec.Struct):

@@ -59,10 +59,14 @@ def chosen(path: Path, namespace: str | None, domain: str | None) -> dict[str, T
 
 
 async def put_tools(client: AsyncCacheClient, name: str, toolset: Toolset, console: Console) -> None:
-    """Create the namespace, or bring its tools up to date; a policy that stands there already is kept."""
+    """Create the namespace, or bring its tools up to date.
+
+    Of a policy that stands there already, what the file says nothing about is kept.
+    """
     spec = translate.spec(toolset.namespace(name))
     if name in await client.namespaces():
-        spec = msgspec.structs.replace(await client.namespace(name), tools=spec.tools)
+        told = {word: getattr(spec, word) for word in ("tools", *toolset.policy)}
+        spec = msgspec.structs.replace(await client.namespace(name), **told)
     await client.put_namespace(name, spec)
     if toolset.unannotated:
         console.print(

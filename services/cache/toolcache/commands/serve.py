@@ -10,13 +10,15 @@ import socket
 import sys
 import time
 from pathlib import Path
-
-from fastapi import FastAPI
+from typing import TYPE_CHECKING
 
 from toolcache.commands.failure import CommandFailed
 from toolcache.core.ports import Leases, Store
 from toolcache.settings import Settings
 from toolcache.telemetry import log, say_aloud
+
+if TYPE_CHECKING:
+    from toolcache.http.app import Service
 
 KEEP_ALIVE_S = 75
 """Seconds an idle connection is kept: longer than balancers and clients keep theirs (60), so that they close first and
@@ -50,6 +52,10 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
             await super().startup(sockets)
             if self.started:
                 _tell(settings, listener)
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            app.traffic.stop()  # or those that wait for others would use up all of DRAIN_S
+            await super().shutdown(sockets)
 
     app = await opened(settings, asks_for_keys=settings.asks_for_keys)
     config = uvicorn.Config(
@@ -85,7 +91,7 @@ def _tell(settings: Settings, listener: socket.socket) -> None:
     log("serving", url=f"http://{host}:{port}", store=settings.store_name, access=access)
 
 
-async def opened(settings: Settings, *, asks_for_keys: bool) -> FastAPI:
+async def opened(settings: Settings, *, asks_for_keys: bool) -> Service:
     """The service over the settings' store, opened in the running loop; its lifespan closes it.
 
     Raises StoreUnavailable, and CommandFailed where keys are asked for and there is none.

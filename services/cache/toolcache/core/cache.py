@@ -8,6 +8,7 @@ tiers.py's, who executes a miss flight.py's.
 from __future__ import annotations
 
 import asyncio
+from array import array
 from collections import Counter, defaultdict
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
@@ -27,6 +28,7 @@ from toolcache.core.ports import (
     Embedder,
     EmbedderUnavailable,
     Filter,
+    Known,
     Leases,
     Once,
     Store,
@@ -41,7 +43,7 @@ from toolcache.core.roles import guard_contents, text_of
 from toolcache.core.state import initial_state, split_lineage, state_after, with_lineage
 from toolcache.core.tiers import Guess, Hit, Miss
 from toolcache.core.tools import Namespace, Tier, Tool
-from toolcache.core.trust import Reason
+from toolcache.core.trust import Evidence, Reason
 
 __all__ = [
     "Answered",
@@ -61,6 +63,8 @@ UPKEEP_S = 1.0
 """Seconds between two rounds of upkeep: keys that were used, entries that expired, tools that have grown."""
 GATHER_S = 0.05
 """For which new entries are gathered before their vectors are made together."""
+MOST_WAITING = 4096
+"""New entries that wait for their vectors at most; those beyond get theirs when their tool is learned."""
 LEARN_AFTER = 0.25
 """Growth of a tool's entries after which it is learned anew by itself..."""
 LEARN_AT_LEAST = 32
@@ -120,6 +124,7 @@ class ToolCache:
         self._used: dict[str, set[str]] = defaultdict(set)
         self._grown: Counter[tuple[str, str]] = Counter()
         self._to_embed: list[tuple[str, Tool, Entry]] = []
+        self._vector_bytes: int | None = None
         self._wants_vectors = asyncio.Event()
         self._work: set[asyncio.Task[None]] = set()
         self.evicted = 0
@@ -177,10 +182,18 @@ class ToolCache:
     async def put_namespace(self, namespace: Namespace) -> None:
         """Create it, or replace its tools and policy. Its entries stay; calibrate afterwards to use new roles."""
         known = await self._store.known(namespace.name)
+        if known is None:
+            # What was recorded while the namespace of that name was being deleted is not the new owner's.
+            await self._store.remove_where(namespace.name, Filter())
+        else:
+            await self._clear_evidence(known, namespace)
         await self._store.put_namespace(namespace)
-        for name, tool in namespace.tools.items():
-            before = known.namespace.tools.get(name) if known is not None else None
-            if before is not None and _rules(before) != _rules(tool):
+
+    async def _clear_evidence(self, known: Known, namespace: Namespace) -> None:
+        """Forget the shadow evidence of tools whose rules change; first, so that none outlives a failure after it."""
+        for name in known.shadows:
+            before, after = known.namespace.tools.get(name), namespace.tools.get(name)
+            if before is None or after is None or _rules(before) != _rules(after):
                 await self._store.clear_evidence(namespace.name, name)
 
     async def delete_namespace(self, name: str) -> int:
@@ -189,6 +202,9 @@ class ToolCache:
         if removed is None:
             raise UnknownNamespace(name)
         await self._following.forget(name)
+        self._used.pop(name, None)
+        self._grown = Counter({key: count for key, count in self._grown.items() if key[0] != name})
+        self._to_embed = [each for each in self._to_embed if each[0] != name]
         return removed
 
     # -- lookup --------------------------------------------------------------------------------------------------------
@@ -329,7 +345,7 @@ class ToolCache:
                 self._want_vector(policy, entry)
         await self._end_leases(namespace, recordings, done)
         for tool, evidence in shadows(recordings, entries).items():
-            await self._store.add_evidence(namespace, tool, evidence)
+            await self._store.add_evidence(namespace, tool, evidence, once=once)
         await self._keep_quota(policy)
         return [done[i] for i in range(len(recordings))]
 
@@ -354,18 +370,21 @@ class ToolCache:
     def _want_vector(self, policy: Policy, entry: Entry) -> None:
         """Vectors of new entries that could be served by them now. The others get theirs when their tool is learned."""
         own = policy.tools[entry.tool]
-        if entry.place.guard and own.needs_vectors:
+        if entry.place.guard and own.needs_vectors and len(self._to_embed) < MOST_WAITING:
             self._to_embed.append((policy.name, own.tool, entry))
             self._wants_vectors.set()
 
     async def _embed_new(self) -> None:
         while self._to_embed:
-            batch, self._to_embed = self._to_embed[:EMBED_BATCH], self._to_embed[EMBED_BATCH:]
+            batch = self._to_embed[:EMBED_BATCH]
             by_tool: dict[tuple[str, str], list[tuple[Tool, Entry]]] = defaultdict(list)
             for namespace, tool, entry in batch:
                 by_tool[namespace, tool.name].append((tool, entry))
             for (namespace, name), wanted in by_tool.items():
                 await self._embed(namespace, name, wanted)
+            # Only now, so that those whose vectors could not be stored are tried again.
+            done = {id(entry) for _, _, entry in batch}
+            self._to_embed = [each for each in self._to_embed if id(each[2]) not in done]
 
     async def _embed(self, namespace: str, name: str, wanted: Sequence[tuple[Tool, Entry]]) -> None:
         texts = [text_of(name, masked(entry.arguments, tool.masks)) for tool, entry in wanted]
@@ -398,15 +417,20 @@ class ToolCache:
     async def _learn_grown(self) -> None:
         """Refit the tools whose recordings have grown enough to tell something new."""
         for (namespace, tool), new in list(self._grown.items()):
-            policy = await self._policies.newest(namespace)
+            if new < LEARN_AT_LEAST:
+                continue
+            try:
+                policy = await self._policies.current(namespace)
+            except UnknownNamespace:
+                self._grown.pop((namespace, tool), None)
+                continue
             own = policy.tools.get(tool)
-            if own is None:
-                del self._grown[namespace, tool]
-            elif new >= max(LEARN_AT_LEAST, LEARN_AFTER * own.profile.entries):
-                del self._grown[namespace, tool]
-                await self._store.put_profiles(
-                    namespace, {tool: await self._learning.learn(policy.namespace, own.tool)}
-                )
+            if own is not None and new < LEARN_AFTER * own.profile.entries:
+                continue
+            if own is not None:
+                learned = {tool: await self._learning.learn(policy.namespace, own.tool)}
+                await self._store.put_profiles(namespace, learned)
+            self._grown[namespace, tool] -= new  # what came meanwhile counts for the next time
 
     async def report(self, namespace: str) -> Report:
         policy = await self._policies.newest(namespace)
@@ -453,7 +477,10 @@ class ToolCache:
     async def export(self, namespace: str) -> AsyncGenerator[bytes, None]:
         """The namespace and its entries with their vectors, one JSON object a line; `import_entries` reads it."""
         policy = await self._policies.newest(namespace)
-        yield exporting.namespace_line(policy.namespace)
+        known = await self._store.known(namespace)
+        if known is None:
+            raise UnknownNamespace(namespace)
+        yield exporting.namespace_line(known)
         vectors = await self._vectors_by_order(policy)
         async for entry in self._store.entries(namespace):
             yield exporting.entry_line(entry, vectors.get(entry.order), version=self._embedder.version)
@@ -467,18 +494,44 @@ class ToolCache:
 
     async def import_entries(self, namespace: str, lines: Sequence[exporting.Exported]) -> list[Outcome]:
         """Exported entries as they were, with age, counts and vectors; what is known already is left as it is."""
-        policy = await self._policies.of(namespace)
-        entries = [exporting.entry_of(each) for each in lines]
+        policy = await self._policies.current(namespace)
+        entries = [exporting.entry_of(policy, each) for each in lines]
         have = await self._orders(policy.name, entries)
         new = [entry for entry, order in zip(entries, have, strict=True) if order is None]
         outcomes = iter(await self._store.put(policy.name, new))
         vectors: dict[str, dict[int, bytes]] = defaultdict(dict)
         for line, order in zip(lines, await self._orders(policy.name, entries), strict=True):
-            if line.vector and line.version == self._embedder.version and order is not None:
+            if line.version == self._embedder.version and order is not None and await self._is_vector(line.vector):
                 vectors[line.tool][order] = line.vector
         for tool, own in vectors.items():
             await self._store.put_vectors(policy.name, tool, own, version=self._embedder.version)
+        for entry, order in zip(entries, have, strict=True):
+            self._grown[policy.name, entry.tool] += order is None
+        await self._keep_quota(policy)
         return [Outcome.KNOWN if order is not None else next(outcomes) for order in have]
+
+    async def put_learned(
+        self, namespace: str, profiles: Mapping[str, Profile], shadows: Mapping[str, Mapping[str, Evidence]]
+    ) -> None:
+        """What another cache had learned of the namespace's tools."""
+        tools = (await self._policies.newest(namespace)).tools
+        await self._store.put_profiles(namespace, {name: each for name, each in profiles.items() if name in tools})
+        for tool, evidence in shadows.items():
+            if tool in tools:
+                await self._store.add_evidence(namespace, tool, evidence)
+
+    async def _is_vector(self, vector: bytes) -> bool:
+        """Whether it is as long as the embedder's own, and of unit length: what is not would spoil the index."""
+        if self._vector_bytes is None:
+            try:
+                (own,) = await self._embedder.embed([""], tenant="")
+            except EmbedderUnavailable:
+                return False
+            self._vector_bytes = len(own)
+        if len(vector) != self._vector_bytes:
+            return False
+        values = array("f", vector)
+        return 0.99 < sum(each * each for each in values) < 1.01  # false for NaN, too
 
     async def _orders(self, namespace: str, entries: Sequence[Entry]) -> list[int | None]:
         """Under which order each of the results is stored; None if it is not."""

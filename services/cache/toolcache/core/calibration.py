@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolcache.core import masks, tiers
-from toolcache.core.calls import Call, entry_key, masked
+from toolcache.core.calls import Call, entry_key
 from toolcache.core.canonical import NotCanonical
 from toolcache.core.entries import Entry, Place
 from toolcache.core.ports import Vector
@@ -78,7 +78,7 @@ def lesson(tool: Tool, entries: Sequence[Entry]) -> Lesson:
     placed = [
         replace(
             entry,
-            key=entry_key(entry.scope, call),
+            key=entry_key(entry.scope, call) if tool.reads else entry.key,
             canonical=call.canonical,
             place=placing.place(entry.scope, entry.environment, call),
         )
@@ -174,7 +174,7 @@ def _exact(lesson: Lesson) -> Iterator[tuple[str, Evidence]]:
 
 def _is_masked(entry: Entry, tool: Tool) -> bool:
     """Whether something in the entry's arguments is masked, so that its repetitions may have had other values there."""
-    return bool(tool.masks) and masked(entry.arguments, tool.masks) != entry.arguments
+    return Call.of(tool.name, entry.arguments, tool.masks).may_differ
 
 
 # -- similar -----------------------------------------------------------------------------------------------------------

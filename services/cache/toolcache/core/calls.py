@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -10,10 +9,14 @@ from typing import Any
 import msgspec
 
 from toolcache.core.canonical import canonical_json, digest, digester
+from toolcache.core.patterns import compiled
 from toolcache.core.tools import Effect, Mask, Tool
 
-MASKED = "\N{FULL BLOCK}"
-"""Stands for what a mask matched."""
+SHORT = 1024
+"""Characters of an environment and a state up to which digests over them are remembered: so that what is remembered
+stays small, whatever callers send."""
+MASKED = "\x1a"
+"""Stands for what a mask matched: the control character that ASCII calls SUBSTITUTE."""
 
 
 class Call(msgspec.Struct, frozen=True, kw_only=True):
@@ -24,34 +27,62 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     canonical: str
     kept: Mapping[str, Any]
     """The arguments less what is masked; `canonical` is their text."""
+    masks: tuple[str, ...] = ()
+    """Digest of the masks that made it so: under other masks it is another call, also where the text is the same."""
+    may_differ: bool = False
+    """Whether another call of the same text can have had other values in its masked parts."""
 
     @classmethod
     def of(cls, tool: str, arguments: Mapping[str, Any], masks: Sequence[Mask] = ()) -> Call:
         """Raises NotCanonical."""
-        kept = masked(arguments, masks) if masks else arguments
-        return cls(tool=tool, arguments=arguments, canonical=canonical_json(kept), kept=kept)
+        if not masks:
+            return cls(tool=tool, arguments=arguments, canonical=canonical_json(arguments), kept=arguments)
+        kept = masked(arguments, masks)
+        return cls(
+            tool=tool,
+            arguments=arguments,
+            canonical=canonical_json(kept),
+            kept=kept,
+            masks=(fingerprint(tuple(masks)),),
+            may_differ=kept != arguments or any(not mask.pattern for mask in masks),
+        )
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether it has no lone surrogate; what has one has no canonical form either."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+@lru_cache(maxsize=1024)
+def fingerprint(masks: tuple[Mask, ...]) -> str:
+    """Names a tool's masks, whatever their order."""
+    return digest("toolcache/masks/1", *(f"{len(m.argument)}:{m.argument}{m.pattern}" for m in sorted(masks, key=str)))
 
 
 def masked(arguments: Mapping[str, Any], masks: Sequence[Mask]) -> dict[str, Any]:
     """The arguments less what cannot matter: whole arguments, or what a pattern matches in their strings.
 
     >>> masked({"path": "/run-17/a", "trace": "x"}, [Mask(argument="trace"), Mask(argument="path", pattern="[0-9]+")])
-    {'path': '/run-█/a'}
+    {'path': '/run-\\x1a/a'}
     """
     kept = dict(arguments)
     for mask in masks:
         if mask.argument not in kept:
             continue
         if mask.pattern:
-            kept[mask.argument] = _without(re.compile(mask.pattern), kept[mask.argument])
+            kept[mask.argument] = _without(compiled(mask.pattern), kept[mask.argument])
         else:
             del kept[mask.argument]
     return kept
 
 
-def _without(pattern: re.Pattern[str], value: Any) -> Any:
+def _without(pattern: Any, value: Any) -> Any:
     match value:
-        case str():
+        case str() if value.isascii() or _is_unicode(value):
             return pattern.sub(MASKED, value)
         case list():
             return [_without(pattern, each) for each in value]
@@ -61,11 +92,18 @@ def _without(pattern: re.Pattern[str], value: Any) -> Any:
             return value
 
 
-@lru_cache(maxsize=8192)
 def _scope(is_pure: bool, environment: str, state: str) -> str:
+    is_short = len(environment) + len(state) <= SHORT
+    return _short_scope(is_pure, environment, state) if is_short else _any_scope(is_pure, environment, state)
+
+
+def _any_scope(is_pure: bool, environment: str, state: str) -> str:
     if is_pure:
         return digest("toolcache/pure/1", environment)
     return digest("toolcache/scope/1", environment, state)
+
+
+_short_scope = lru_cache(maxsize=8192)(_any_scope)
 
 
 def scope(tool: Tool, environment: str, state: str) -> str:
@@ -93,6 +131,8 @@ def _entry_digester(scope: str, tool: str) -> Callable[[bytes], str]:
 
 def entry_key(scope: str, call: Call) -> str:
     """The exact tier's key: 64 hex digits, equal iff scope, tool and canonical arguments are."""
+    if call.masks:
+        return digest("toolcache/entry/masked/1", *call.masks, scope, call.tool, call.canonical)
     return _entry_digester(scope, call.tool)(call.canonical.encode())
 
 

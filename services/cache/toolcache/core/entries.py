@@ -15,6 +15,8 @@ OVERHEAD_BYTES = 512
 """What an entry takes beside its texts: keys, digests, index rows (measured 400 to 600 in SQLite)."""
 CLOCK_SKEW_S = 5.0
 """Seconds by which the clocks of replicas may differ."""
+MOST_RESULTS = 64
+"""Different results that are kept of one key: a tool that tells the time would otherwise fill a key for ever."""
 MOST_SECONDS = 1e9
 """Longest duration of a call that is believed, 32 years: sums of them stay finite."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from contextlib import suppress
+from weakref import WeakValueDictionary
 
 from toolcache.core.ports import Changes, IndexedVector, Partition, Store, StoreUnavailable, VectorIndex
 
@@ -25,15 +26,18 @@ class Following:
         self._version = version
         self._cursors: dict[str, str] = {}
         self._read: dict[str, set[str]] = defaultdict(set)
-        self._locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._coming: dict[str, asyncio.Future[None]] = {}
+        """Readings of changes that have not begun."""
 
     async def catch_up(self, partition: Partition) -> None:
-        """Bring one partition up to the store."""
+        """Bring one partition up to the store, as it was when this was called or later."""
         namespace, tool = partition
-        async with self._locks[namespace]:
-            await self._follow(namespace)
-            if tool not in self._read[namespace]:
-                await self._read_whole(partition)
+        await self.follow(namespace)
+        if tool not in self._read[namespace]:
+            async with self._lock(namespace):
+                if tool not in self._read[namespace]:
+                    await self._read_whole(partition)
 
     async def run(self) -> None:
         """Follow what has been asked for, until cancelled; a store that is away is asked again later."""
@@ -42,24 +46,43 @@ class Following:
             for namespace in list(self._cursors):
                 with suppress(StoreUnavailable):  # who asks for an answer meanwhile is told
                     await self.follow(namespace)
+                if not self._read[namespace]:  # nobody asks for it any more, or it is gone
+                    await self.forget(namespace)
 
     async def follow(self, namespace: str) -> None:
-        async with self._locks[namespace]:
+        """Read the changes once for all who ask before the reading begins: a queue of them would take turns."""
+        coming = self._coming.get(namespace)
+        if coming is None:
+            coming = self._coming[namespace] = asyncio.ensure_future(self._follow_next(namespace))
+        await asyncio.shield(coming)  # one caller that gives up stops nobody else
+
+    async def _follow_next(self, namespace: str) -> None:
+        async with self._lock(namespace):
+            self._coming.pop(namespace, None)  # from here on the next one has to read anew
             await self._follow(namespace)
 
+    def _lock(self, namespace: str) -> asyncio.Lock:
+        """Lives as long as somebody holds it or waits for it."""
+        return self._locks.setdefault(namespace, asyncio.Lock())
+
     async def forget(self, namespace: str) -> None:
-        """The namespace is gone."""
-        async with self._locks[namespace]:
+        """Hold nothing of the namespace any more."""
+        async with self._lock(namespace):
             self._cursors.pop(namespace, None)
-            for tool in self._read.pop(namespace, set()):
-                await self._index.drop((namespace, tool))
+            await self._drop_all(namespace)
+            self._read.pop(namespace, None)
+
+    async def _drop_all(self, namespace: str) -> None:
+        for tool in self._read[namespace]:
+            await self._index.drop((namespace, tool))
+        self._read[namespace].clear()
 
     async def _follow(self, namespace: str) -> None:
         changes = await self._store.changes(namespace, after=self._cursors.get(namespace, ""), version=self._version)
         if changes.is_complete:
             await self._apply(namespace, changes)
         else:
-            self._read[namespace].clear()
+            await self._drop_all(namespace)
         self._cursors[namespace] = changes.cursor
 
     async def _apply(self, namespace: str, changes: Changes) -> None:

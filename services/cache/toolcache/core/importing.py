@@ -6,7 +6,7 @@ A line that was imported before is known: what it holds is there, and counts no 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -14,11 +14,13 @@ from toolcache.core.cache import Recorded, Recording, UnknownNamespace
 from toolcache.core.calls import Call
 from toolcache.core.canonical import NotCanonical, digest
 from toolcache.core.entries import Outcome
-from toolcache.core.exporting import Exported, NoExport, is_export, read_line
+from toolcache.core.exporting import Exported, ExportedNamespace, NoExport, is_export, read_line
 from toolcache.core.ports import Once
+from toolcache.core.profile import Profile
 from toolcache.core.state import initial_state, state_after
 from toolcache.core.tools import Namespace, Tool
 from toolcache.core.trajectories import Step, Trajectory, TrajectoryInvalid, trajectory
+from toolcache.core.trust import Evidence
 
 LINES_KEPT_S = 400 * 86400.0
 """Seconds for which a line counts as imported: longer than recordings are worked with."""
@@ -32,6 +34,9 @@ class Target(Protocol):
     async def namespaces(self) -> list[str]: ...
     async def namespace(self, name: str) -> Namespace: ...
     async def put_namespace(self, namespace: Namespace) -> None: ...
+    async def put_learned(
+        self, namespace: str, profiles: Mapping[str, Profile], shadows: Mapping[str, Mapping[str, Evidence]]
+    ) -> None: ...
     async def record(
         self, namespace: str, recordings: Sequence[Recording], *, once: Once | None = None
     ) -> list[Recorded]: ...
@@ -163,7 +168,7 @@ async def _import_exported(
         if isinstance(read, Exported):
             await _import_entry(cache, read, report, namespace)
         else:
-            await _create(cache, replace(read, name=namespace or read.name))
+            await _create(cache, read, namespace or read.namespace.name)
     except NoExport as error:
         report.reject(number, "invalid_line", str(error))
     except UnknownNamespace as error:
@@ -179,10 +184,11 @@ async def _import_entry(cache: Target, read: Exported, report: ImportReport, nam
         report.outcomes[outcome] += 1
 
 
-async def _create(cache: Target, namespace: Namespace) -> None:
+async def _create(cache: Target, read: ExportedNamespace, name: str) -> None:
     """Make the namespace of an export unless there is one: the policy of one in use is its operator's."""
-    if namespace.name not in await cache.namespaces():
-        await cache.put_namespace(namespace)
+    if name not in await cache.namespaces():
+        await cache.put_namespace(replace(read.namespace, name=name))
+        await cache.put_learned(name, read.profiles, read.shadows)
 
 
 async def _import(

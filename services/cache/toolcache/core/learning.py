@@ -6,7 +6,9 @@ Reading is done in pages and computing in a thread, so that lookups go on meanwh
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import gc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from toolcache.core import calibration
 from toolcache.core.calls import masked
@@ -20,6 +22,19 @@ EMBED_BATCH = 64
 """Texts embedded at once: larger batches gain nothing on a CPU and hold other tenants' texts back."""
 
 
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Without the garbage collector, which would go through all entries at hand again and again, and stop every request
+    meanwhile (300 ms at 100,000 entries). They refer to nothing in circles, so they go when nobody needs them."""
+    was_enabled = gc.isenabled()  # of two that overlap, the first one turns it on again
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 class Learning:
     def __init__(self, store: Store, embedder: Embedder) -> None:
         self._store = store
@@ -30,6 +45,10 @@ class Learning:
 
         Raises StoreUnavailable. Without the embedder, what needs vectors is left as little proven as it was.
         """
+        with _collector_paused():
+            return await self._learn(namespace, tool)
+
+    async def _learn(self, namespace: Namespace, tool: Tool) -> Profile:
         entries = [entry async for entry in self._store.entries(namespace.name, tool.name)]
         lesson = await asyncio.to_thread(calibration.lesson, tool, entries)
         if lesson.rekeyed:

@@ -20,7 +20,7 @@ from toolcache.core.ports import Embedder, EmbedderUnavailable, Leases, Store, V
 from toolcache.core.questions import Question
 from toolcache.core.roles import equal, guard, text_of
 from toolcache.core.tiers import Candidate, Guess, Hit, Miss
-from toolcache.core.tools import Tier
+from toolcache.core.tools import MOST_SAMPLES, Tier
 from toolcache.core.trust import Reason
 
 NEIGHBOURS = 8
@@ -150,7 +150,7 @@ class Tiers:
             if not one.allows(policy, Tier.EXACT):
                 one.note("exact: not accepted")
             elif one.tool.tool.samples > 1:
-                await self._sampled(policy, one, [each for each in samples if each.is_fresh(now_s)])
+                await self._sampled(policy, one, self._fresh(one, samples, now_s))
             elif samples:
                 self._decide(one, samples, now_s)
         return True
@@ -164,19 +164,26 @@ class Tiers:
         found = await self._store.get(policy.name, [one.key for one in exact])
         now_s = self._clock()
         for one, samples in zip(exact, found.samples, strict=True):
-            if samples:
+            if one.tool.tool.samples > 1:
+                await self._sampled(policy, one, self._fresh(one, samples, now_s))
+            elif samples:
                 self._decide(one, samples, now_s)
 
     def _decide(self, one: Asked, samples: Sequence[Sample], now_s: float) -> None:
-        is_masked = one.call.kept is not one.call.arguments and one.call.kept != one.call.arguments
-        hit = tiers.exact(one.key, samples, one.tool.profile, now_s=now_s, is_masked=is_masked)
+        fresh = self._fresh(one, samples, now_s)
+        hit = tiers.exact(one.key, fresh, one.tool.profile, now_s=now_s, is_masked=one.call.may_differ)
         if hit is None:
-            one.answer = Miss(reason=Reason.EXPIRED, detail=f"recorded, but older than {one.tool.tool.ttl_s:g} s")
+            one.answer = Miss(reason=Reason.EXPIRED, detail="recorded, but its time is over")
             one.note("exact: recorded, but expired")
             return
         if one.notes is not None:
             self._note_samples(one, samples, hit, now_s)
         one.answer = hit if one.lineage >= 1.0 else _under_lineage(hit, one.lineage)
+
+    def _fresh(self, one: Asked, samples: Sequence[Sample], now_s: float) -> Sequence[Sample]:
+        """Those that may be served by today's policy, which can be stricter than the one they were recorded under."""
+        ttl_s = one.tool.tool.ttl_s
+        return [s for s in samples if s.is_fresh(now_s) and (ttl_s is None or now_s < s.recorded_at_s + ttl_s)]
 
     def _note_samples(self, one: Asked, samples: Sequence[Sample], hit: Hit, now_s: float) -> None:
         assert one.notes is not None
@@ -196,15 +203,17 @@ class Tiers:
     async def _sampled(self, policy: Policy, one: Asked, fresh: Sequence[Sample]) -> None:
         """A sample of a stochastic call: for every rollout of the group another one of those that were recorded when
         the group began, then one that the rollout executes itself, and when there are enough, again from the first."""
-        draws = [sample for sample in fresh for _ in range(sample.seen)]
+        # Repetitions come last, so that a result which is recorded again moves no other one to another place.
+        draws = [*fresh, *(sample for sample in fresh for _ in range(min(sample.seen, MOST_SAMPLES) - 1))]
         group = one.question.group
         if not group:
             index, enough = int(self._chance() * len(draws)), bool(draws)
         else:
             index, had = await self._leases.draw(policy.name, one.key, group, have=len(draws), keep_s=DRAWS_KEPT_S)
             one.draw = index
-            enough = index < had or (index >= one.tool.tool.samples and bool(draws))
-            one.shared = enough and index >= had
+            own = min(had, len(draws))  # some may be gone since the group began
+            enough = index < own or (index >= one.tool.tool.samples and bool(draws))
+            one.shared = enough and index >= own
         if enough:
             one.answer = _sample(one, draws[index % len(draws)])
             one.note(f"exact: sample {index % len(draws) + 1} of {len(draws)}")
@@ -293,7 +302,9 @@ class Tiers:
         """The first entry that is no error and not expired; the others are noted."""
         now_s = self._clock()
         for entry in entries:
-            unusable = "an error" if entry.result.is_error else "" if entry.is_fresh(now_s) else "expired"
+            ttl_s = one.tool.tool.ttl_s
+            is_fresh = entry.is_fresh(now_s) and (ttl_s is None or now_s < entry.recorded_at_s + ttl_s)
+            unusable = "an error" if entry.result.is_error else "" if is_fresh else "expired"
             if not unusable:
                 return entry
             if one.notes is not None:

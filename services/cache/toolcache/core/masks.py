@@ -6,7 +6,6 @@ recording that could have shown it; `toolcache audit --mask` tells what it would
 
 from __future__ import annotations
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import replace
@@ -16,6 +15,7 @@ from typing import Any
 from toolcache.core.calls import masked
 from toolcache.core.canonical import canonical_json
 from toolcache.core.entries import Entry
+from toolcache.core.patterns import compiled
 from toolcache.core.profile import ENOUGH_PAIRS, agreeing_pairs, telling_entries
 from toolcache.core.tools import Mask, Tool
 
@@ -23,11 +23,10 @@ PATTERNS: Mapping[str, str] = {
     "UUID": r"\b[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}\b",
     "long hex": r"\b[0-9a-fA-F]{16,}\b",
     "ISO timestamp": r"\b\d{4}-\d\d-\d\d[T ]\d\d:\d\d(?::\d\d(?:\.\d+)?)?(?:Z|[+-]\d\d:?\d\d)?",
-    "epoch, seconds or milliseconds": r"(?<![\d.])1\d{9}(?:\d{3})?(?![\d.])",
-    "trailing counter": r"(?<=[-_:])\d+$",
-    # These two also match where there is nothing to see, so that "a " and "a" both end in a mask.
-    "white space": r"^\s*(?!\s)|\s+(?=\S)|(?<!\s)\s*$",
-    "path formatting": r"^(?:\./+)*(?!\./)|/+(?:\./+)*(?=[^/])(?!\./)|(?<![/])/*$",
+    "epoch, seconds or milliseconds": r"(?:^|[\s=:@])1\d{9}(?:\d{3})?(?:$|\s)",
+    "trailing counter": r"[-_:]\d+$",
+    "white space": r"\s+",
+    "path formatting": r"/(?:\.?/)*",
 }
 """The closed list of patterns that are tried, by what they match. (Not letter case: a mask hides, it folds nothing.)"""
 ALWAYS_DIFFERENT = 0.9
@@ -77,7 +76,7 @@ def _candidates(tool: Tool, entries: Sequence[Entry]) -> Iterator[tuple[Mask, ..
     for name in tool.properties:
         texts = {text for entry in entries for text in _strings(entry.arguments.get(name))}
         for pattern in PATTERNS.values():
-            if any(re.search(pattern, text) for text in texts):
+            if any(compiled(pattern).search(text) for text in texts):
                 yield (Mask(argument=name, pattern=pattern),)
 
 

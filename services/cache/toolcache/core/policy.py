@@ -71,7 +71,11 @@ def _tool_policy(known: Known, tool: Tool) -> ToolPolicy:
         may_be_guessed=may_be_guessed,
         needs_vectors=rewords or may_be_guessed,
         is_pure=tool.effect is Effect.PURE,
-        is_plain=Tier.EXACT in namespace.tiers and tool.reads and tool.samples == 1 and not tool.masks,
+        is_plain=Tier.EXACT in namespace.tiers
+        and tool.reads
+        and tool.samples == 1
+        and tool.ttl_s is None
+        and not tool.masks,
     )
 
 

@@ -129,8 +129,14 @@ class Store(Protocol):
         """Replace the profiles of these tools."""
         ...
 
-    async def add_evidence(self, namespace: str, tool: str, evidence: Mapping[str, Evidence]) -> None:
-        """Add to what shadow executions found, by kind of answer; concurrent additions all count."""
+    async def add_evidence(
+        self, namespace: str, tool: str, evidence: Mapping[str, Evidence], *, once: Once | None = None
+    ) -> None:
+        """Add to what shadow executions found, by kind of answer; concurrent additions all count.
+
+        Where evidence of that tool was added under this `once` before, nothing is. What `put` was given under the same
+        name does not matter here.
+        """
         ...
 
     async def clear_evidence(self, namespace: str, tool: str) -> None:
@@ -146,9 +152,13 @@ class Store(Protocol):
     async def put(self, namespace: str, entries: Sequence[Entry], *, once: Once | None = None) -> list[Outcome]:
         """Add entries, in order.
 
-        A known key and result adds to `seen` (by the entry's own `seen`) and takes the later `recorded_at_s` with its
-        `expires_at_s`; tags are united; its place stays. Results of the key that had expired when this entry was
-        recorded are removed first. Where `once` was put before, known entries are left as they are.
+        A known key and result adds to `seen` (by the entry's own `seen`) and takes the new `recorded_at_s` with its
+        `expires_at_s`, unless its own is later by at most CLOCK_SKEW_S (by more: the clock that set it was wrong); tags
+        are united; its place stays. Results of the key that had expired when this entry was recorded are removed first.
+        A key keeps MOST_RESULTS different results: for a new one the least seen of the others go, oldest first. Where
+        `once` was put before, known entries are left as they are.
+
+        Orders grow within a namespace, are never given twice while it lives, and tell nothing of other namespaces.
         """
         ...
 

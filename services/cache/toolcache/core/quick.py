@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import msgspec
 
-from toolcache.core.calls import entry_prefix
+from toolcache.core.calls import SHORT, entry_prefix
 from toolcache.core.canonical import digester, plain_json
 from toolcache.core.entries import Result, Sample, donor_id
 from toolcache.core.policy import Policy
@@ -62,14 +62,17 @@ def keys(policy: Policy, questions: Sequence[Question]) -> list[str | None]:
         if own is None or not own.is_plain or MARK in state or not (tiers is None or Tier.EXACT in tiers):
             found.append(None)
             continue
-        text = plain_json(question.arguments)
-        found.append(None if text is None else _keyer(own.is_pure, question.environment, state, question.tool)(text))
+        text, environment = plain_json(question.arguments), question.environment
+        keyer = _short_keyer if len(environment) + len(state) <= SHORT else _keyer
+        found.append(None if text is None else keyer(own.is_pure, environment, state, question.tool)(text))
     return found
 
 
-@lru_cache(maxsize=8192)
 def _keyer(is_pure: bool, environment: str, state: str, tool: str) -> Callable[[bytes], str]:
     return digester(*entry_prefix(is_pure, environment, state or initial_state(environment), tool))
+
+
+_short_keyer = lru_cache(maxsize=8192)(_keyer)
 
 
 def hits(

@@ -13,6 +13,7 @@ from toolcache.core.policy import Policy
 from toolcache.core.questions import Recorded, Recording
 from toolcache.core.roles import place
 from toolcache.core.state import initial_state, split_lineage, state_after, with_lineage
+from toolcache.core.tools import Effect
 from toolcache.core.trust import Evidence, Reason, kind
 
 _SHADOWED = frozenset(Reason) - {Reason.CONFLICT}
@@ -33,7 +34,13 @@ def entry_of(policy: Policy, recording: Recording, *, now_s: float) -> Entry:
     except NotCanonical as error:
         raise CallRefused(f"arguments of {tool.name}: {error}") from error
     _check(recording.result, recording)
-    state = split_lineage(recording.state)[0] or initial_state(recording.environment)
+    state, lineage = split_lineage(recording.state)
+    if lineage < 1.0 and tool.effect is not Effect.PURE:
+        raise CallRefused(
+            f"result of {tool.name}: its state follows a simulated write, which no world has seen; execute the writes, "
+            "and record it in the state they lead to"
+        )
+    state = state or initial_state(recording.environment)
     where = scope(tool, recording.environment, state)
     return Entry(
         key=entry_key(where, call),
@@ -63,9 +70,9 @@ def _check(result: Result, recording: Recording) -> None:
 
 def recorded(policy: Policy, recording: Recording, entry: Entry, outcome: Outcome) -> Recorded:
     """What to say of a stored recording: the state it led to, by what really happened."""
-    call = Call(tool=entry.tool, arguments=entry.arguments, canonical=entry.canonical, kept=entry.arguments)
-    state, lineage = split_lineage(recording.state)
     tool = policy.tools[entry.tool].tool
+    call = Call.of(tool.name, entry.arguments, tool.masks)
+    state, lineage = split_lineage(recording.state)
     after = state_after(
         state or initial_state(recording.environment), call, tool=tool, is_error=recording.result.is_error
     )

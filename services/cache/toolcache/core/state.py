@@ -12,20 +12,28 @@ Behind the digest a state may carry its lineage, the lowest trust among the simu
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 
-from toolcache.core.calls import Call
+from toolcache.core.calls import SHORT, Call
 from toolcache.core.canonical import digest
 from toolcache.core.tools import Effect, Tool
 
+_DIGEST = re.compile("[0-9a-f]{64}")
 MARK = "~"
 """Stands between the digest of a state and its lineage."""
 
 
-@lru_cache(maxsize=4096)
 def initial_state(environment: str) -> str:
     """The state of an untouched environment, 64 hex digits."""
+    return _short_initial(environment) if len(environment) <= SHORT else _initial(environment)
+
+
+def _initial(environment: str) -> str:
     return digest("toolcache/environment/1", environment)
+
+
+_short_initial = lru_cache(maxsize=4096)(_initial)
 
 
 def state_after(state: str, call: Call, *, tool: Tool | None, is_error: bool) -> str:
@@ -38,7 +46,7 @@ def state_after(state: str, call: Call, *, tool: Tool | None, is_error: bool) ->
         return state
     if is_error and not (tool is not None and tool.errors_change_state):
         return state
-    return digest("toolcache/write/1", state, call.tool, call.canonical)
+    return digest("toolcache/write/1", state, call.tool, *call.masks, call.canonical)
 
 
 def with_lineage(state: str, lineage: float) -> str:
@@ -53,13 +61,15 @@ def with_lineage(state: str, lineage: float) -> str:
 
 
 def split_lineage(state: str) -> tuple[str, float]:
-    """The digest of a state that a caller sent, and its lineage. What reads like no lineage belongs to the state.
+    """The digest of a state that a caller sent, and its lineage.
 
-    >>> split_lineage("ab"), split_lineage("ab~0.95"), split_lineage("my~state")
-    (('ab', 1.0), ('ab', 0.95), ('my~state', 1.0))
+    Only what this module writes is read: behind anything but a digest the mark is part of a name that a caller made up.
+
+    >>> split_lineage("world~0.95"), split_lineage("0" * 64 + "~0.95")[1]
+    (('world~0.95', 1.0), 0.95)
     """
     digest_, mark, text = state.rpartition(MARK)
-    if not mark:
+    if not mark or _DIGEST.fullmatch(digest_) is None:
         return state, 1.0
     try:
         lineage = float(text)

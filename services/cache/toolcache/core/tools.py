@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
 from typing import Any
 
 from jsonschema import Draft202012Validator
-from jsonschema.exceptions import SchemaError, best_match
+from jsonschema.exceptions import SchemaError, ValidationError, best_match
+from jsonschema.validators import extend
 from referencing import Registry
 from referencing.exceptions import Unresolvable
+
+from toolcache.core.patterns import PatternRefused, compiled
 
 MOST_SAMPLES = 64
 """Samples kept of one call of a stochastic tool: twice the largest groups in use."""
@@ -42,6 +45,31 @@ class Tier(StrEnum):
     SIMILAR = "similar"
     APPROXIMATE = "approximate"
     MISS = "miss"
+
+
+def _pattern(_: Any, pattern: str, instance: Any, __: Any) -> Iterator[ValidationError]:
+    """JSON schema's `pattern` in bounded time. One that cannot be matched so is taken to be met."""
+    if not isinstance(instance, str):
+        return
+    with suppress(PatternRefused, UnicodeEncodeError):
+        if compiled(pattern).search(instance) is None:
+            yield ValidationError(f"{instance!r} does not match {pattern!r}")
+
+
+def _pattern_properties(
+    validator: Any, patterns: Mapping[str, Any], instance: Any, _: Any
+) -> Iterator[ValidationError]:
+    """The same for `patternProperties`."""
+    if not isinstance(instance, dict):
+        return
+    for pattern, schema in patterns.items():
+        for name, value in instance.items():
+            with suppress(PatternRefused, UnicodeEncodeError):
+                if compiled(pattern).search(name) is not None:
+                    yield from validator.descend(value, schema, path=name, schema_path=pattern)
+
+
+_Validator = extend(Draft202012Validator, {"pattern": _pattern, "patternProperties": _pattern_properties})
 
 
 class NamespaceInvalid(ValueError):
@@ -93,11 +121,9 @@ class Tool:
             raise NamespaceInvalid(f"tool {self.name}: similar_floor is {self.similar_floor}; it must lie in 0..1")
         for mask in self.masks:
             try:
-                re.compile(mask.pattern)
-            except re.error as error:
-                raise NamespaceInvalid(
-                    f"tool {self.name}: the mask of {mask.argument} is no regular expression: {error}"
-                ) from error
+                compiled(mask.pattern)
+            except PatternRefused as error:
+                raise NamespaceInvalid(f"tool {self.name}: the mask of {mask.argument}: {error}") from error
 
     @property
     def properties(self) -> Mapping[str, Any]:
@@ -111,7 +137,7 @@ class Tool:
     @cached_property
     def _validator(self) -> Draft202012Validator:
         # The empty registry: without it jsonschema would fetch what a "$ref" names from the network.
-        return Draft202012Validator(dict(self.parameters), registry=Registry())
+        return _Validator(dict(self.parameters), registry=Registry())
 
     def violation(self, arguments: Mapping[str, Any]) -> str | None:
         """What is wrong with these arguments by the tool's schema; None if nothing is."""

@@ -40,7 +40,7 @@ def create_app(
     metrics: Metrics,
     keyring: Keyring | None = None,
     clock: Callable[[], float] = time.time,
-) -> FastAPI:
+) -> Service:
     """The service over one cache and the store it stands on; starts the cache when it starts, closes it when it ends.
 
     Without a keyring everyone who reaches it may do everything.
@@ -63,16 +63,17 @@ def create_app(
         Operation(about, handler, traffic=traffic, keyring=keyring, metrics=metrics)
         for about, handler in endpoints.described()
     ]
-    return Service(operations, lifespan=lifespan)
+    return Service(operations, traffic, lifespan=lifespan)
 
 
 class Service(FastAPI):
     """FastAPI, with a short way to the hot endpoints."""
 
-    def __init__(self, operations: Sequence[Operation], **more: Any) -> None:
+    def __init__(self, operations: Sequence[Operation], traffic: Traffic, **more: Any) -> None:
         super().__init__(
             title="toolcache", version="1", docs_url="/docs", redoc_url=None, redirect_slashes=False, **more
         )
+        self.traffic = traffic
         by_path: dict[str, dict[str, Operation]] = {}
         for operation in operations:
             by_path.setdefault(operation.about.path, {})[operation.about.method] = operation

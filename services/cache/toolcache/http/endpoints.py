@@ -108,7 +108,13 @@ class Endpoints:
 
     # -- looking up and recording --------------------------------------------------------------------------------------
 
-    @_at("POST /v1/lookup", ask.EXPLAIN, takes=wire.LookupRequest, gives=wire.LookupReply, problems=_OF_BATCHES)
+    @_at(
+        "POST /v1/lookup",
+        ask.EXPLAIN,
+        takes=wire.LookupRequest,
+        gives=wire.LookupReply,
+        problems=(*_OF_BATCHES, Code.STOPPING),
+    )
     async def lookup(self, exchange: Exchange) -> bytes:
         """Answer one or many calls: tier, trust, result, reason, donor and state of each, misses too."""
         body = _decoded(await exchange.body(self._limits.body_bytes), _LOOKUP)

@@ -30,6 +30,7 @@ class Exchange:
         "query",
         "reading_since_s",
         "scope",
+        "sending_since_s",
         "task",
         "waited_s",
     )
@@ -46,6 +47,8 @@ class Exchange:
         """Seconds it waited for results that others executed."""
         self.reading_since_s = 0.0
         """Since when it waits for the next piece of its body, by time.monotonic; 0: it does not."""
+        self.sending_since_s = 0.0
+        """Since when it waits for its client to read the next piece of the reply, by the same clock; 0: it does not."""
         self.task: asyncio.Task[Any] | None = None
         self.ended: Exception | None = None
 

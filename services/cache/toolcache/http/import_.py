@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from toolcache.core.access import ApiKey, ApiRole
 from toolcache.core.cache import Recorded, Recording, ToolCache, UnknownNamespace
 from toolcache.core.entries import Outcome, Result
 from toolcache.core.exporting import NAMESPACE_KIND, Exported, NoExport
 from toolcache.core.ports import Once
+from toolcache.core.profile import Profile
 from toolcache.core.tools import Namespace
+from toolcache.core.trust import Evidence
 from toolcache.metrics import Metrics
 from toolcache.settings import Limits
 
@@ -47,6 +49,12 @@ class Permitted:
         if not NAMESPACE_NAME.fullmatch(namespace.name):
             raise NoExport(f"{namespace.name[:80]!r} is no namespace name: use {NAMESPACE_NAME.pattern}")
         await self._cache.put_namespace(namespace)
+
+    async def put_learned(
+        self, namespace: str, profiles: Mapping[str, Profile], shadows: Mapping[str, Mapping[str, Evidence]]
+    ) -> None:
+        self._check(ApiRole.ADMIN, namespace)
+        await self._cache.put_learned(namespace, profiles, shadows)
 
     async def record(
         self, namespace: str, recordings: Sequence[Recording], *, once: Once | None = None

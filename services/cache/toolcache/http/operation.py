@@ -156,7 +156,7 @@ class Operation:
         self._metrics.refused(code.word)
         if code is Code.STORE_UNAVAILABLE:
             self._metrics.store_failed()
-        if code.status >= 500:
+        if code.status >= 500 and code is not Code.STOPPING:  # nothing failed
             self._tell_failure(exchange, error)
         await send_problem(send, code, detail)
         return code.status
@@ -218,10 +218,16 @@ async def _stream(exchange: Exchange, send: Send, reply: Stream) -> None:
         with exchange.while_connected():
             fields = [(b"content-type", reply.media_type.encode())]
             await send({"type": "http.response.start", "status": 200, "headers": fields})
-            await send({"type": "http.response.body", "body": first, "more_body": True})
+            await _send_piece(exchange, send, first)
             try:
                 async for piece in pieces:
-                    await send({"type": "http.response.body", "body": piece, "more_body": True})
+                    await _send_piece(exchange, send, piece)
             except Exception as error:
                 raise _Interrupted(error) from error
             await send({"type": "http.response.body", "body": b""})
+
+
+async def _send_piece(exchange: Exchange, send: Send, piece: bytes) -> None:
+    exchange.sending_since_s = time.monotonic()
+    await send({"type": "http.response.body", "body": piece, "more_body": True})
+    exchange.sending_since_s = 0.0

@@ -34,6 +34,7 @@ class Code(Enum):
     INVALID_VALUE = (HTTPStatus.UNPROCESSABLE_ENTITY, "A value lies outside its bounds")
     TOO_BUSY = (HTTPStatus.TOO_MANY_REQUESTS, "The service has all the work it takes")
     STORE_UNAVAILABLE = (HTTPStatus.SERVICE_UNAVAILABLE, "The store gave no answer")
+    STOPPING = (HTTPStatus.SERVICE_UNAVAILABLE, "The service is going down")
     INTERNAL = (HTTPStatus.INTERNAL_SERVER_ERROR, "A defect of the service")
 
     @property

@@ -10,13 +10,14 @@ from typing import Any
 
 from toolcache.core.ports import Lease, Leases
 from toolcache.http.exchange import Exchange
-from toolcache.http.problems import Code, Refused
+from toolcache.http.problems import ClientGone, Code, Refused
 from toolcache.metrics import Metrics
 from toolcache.settings import Limits
 
 TICK_S = 0.25
 LONGEST_PAUSE_S = 30.0
-"""Seconds between two pieces of a body, after which its sender counts as gone: it holds a place of `in_flight`."""
+"""Seconds between two pieces of a body, or of a streamed reply, after which its client counts as gone: it holds a place
+of `in_flight`."""
 
 
 class Traffic:
@@ -26,16 +27,21 @@ class Traffic:
         self._limits = limits
         self._metrics = metrics
         self._exchanges: dict[asyncio.Task[Any], Exchange] = {}
-        self.waiting = 0
+        self._waiting: set[Exchange] = set()
+        self._is_stopping = False
         metrics.watch(load=self)
 
     @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
     def in_flight(self) -> int:
-        return len(self._exchanges) - self.waiting
+        return len(self._exchanges) - len(self._waiting)
 
     def enter(self, exchange: Exchange) -> None:
         """Raises Refused if there is no room. Whoever waits may come back to work even so: it was let in before."""
-        if len(self._exchanges) - self.waiting >= self._limits.in_flight:
+        if self.in_flight >= self._limits.in_flight:
             raise Refused(Code.TOO_BUSY, f"{self._limits.in_flight} requests are in work (TOOLCACHE_MAX_IN_FLIGHT)")
         exchange.task = task = asyncio.current_task()
         assert task is not None
@@ -53,21 +59,23 @@ class Traffic:
         if exchange is None:  # asked for by a program in this process, not by a request
             yield
             return
-        if self.waiting >= self._limits.waiting:
+        if self._is_stopping:
+            raise _stopping()
+        if len(self._waiting) >= self._limits.waiting:
             raise Refused(Code.TOO_BUSY, f"{self._limits.waiting} requests wait already (TOOLCACHE_MAX_WAITING)")
         began_s = time.perf_counter()
-        self.waiting += 1
+        self._waiting.add(exchange)
         try:
             with exchange.while_connected():
                 yield
         finally:
-            self.waiting -= 1
+            self._waiting.discard(exchange)
             waited_s = time.perf_counter() - began_s
             exchange.waited_s += waited_s
             self._metrics.waited(waited_s)
 
     async def watch(self) -> None:
-        """Until cancelled: measure how late the event loop is, and end requests whose body stopped arriving."""
+        """Until cancelled: measure how late the event loop is, and end requests that stopped going on."""
         while True:
             due_s = time.monotonic() + TICK_S
             await asyncio.sleep(TICK_S)
@@ -76,11 +84,23 @@ class Traffic:
             self.end_stalled(now_s)
 
     def end_stalled(self, now_s: float) -> None:
-        """End requests whose body has not gone on for too long at that time of time.monotonic."""
+        """End requests whose body or reply has not gone on for too long at that time of time.monotonic."""
         for exchange in list(self._exchanges.values()):
             if exchange.reading_since_s and now_s - exchange.reading_since_s > LONGEST_PAUSE_S:
                 detail = f"no more of the body came in {LONGEST_PAUSE_S:g} s; send the request again"
                 exchange.end(Refused(Code.BODY_STALLED, detail))
+            elif exchange.sending_since_s and now_s - exchange.sending_since_s > LONGEST_PAUSE_S:
+                exchange.end(ClientGone())
+
+    def stop(self) -> None:
+        """Let nobody wait from now on: the service is going down, and requests in work are all it still ends."""
+        self._is_stopping = True
+        for exchange in list(self._waiting):
+            exchange.end(_stopping())
+
+
+def _stopping() -> Refused:
+    return Refused(Code.STOPPING, "the service stops and waits for no results; ask another replica, or again")
 
 
 class WatchedLeases:
