@@ -3,7 +3,8 @@
 # make check   the same without the tests
 # make bench   how fast the cache service is; a quarter of an hour, writes benchmarks/results/cache.json
 # make bench-search  where a paraphrased search may be answered by another one's result, and where it may not
-# All set themselves up in .venv. PYTHON=... picks the interpreter (3.11).
+# make image   the cache service as a container image
+# All but the image set themselves up in .venv. PYTHON=... picks the interpreter (3.11).
 
 PYTHON ?= python3.11
 TORCH ?= torch
@@ -12,7 +13,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 PACKAGES := services/client services/cache[openvino,torch] trainer
 
-.PHONY: demo test check format bench bench-search clean
+.PHONY: demo test check format bench bench-search image clean
 
 demo: $(VENV)/.installed
 	$(BIN)/cacherl demo
@@ -31,6 +32,9 @@ bench: $(VENV)/.installed-dev
 
 bench-search: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.search
+
+image:
+	docker build -f Dockerfile.cache --build-arg TORCH=$(TORCH) -t toolcache .
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
