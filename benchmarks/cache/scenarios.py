@@ -13,9 +13,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cache import servers
+from benchmarks.cache import inside, servers
 from benchmarks.cache.load import cpu_per_request_us, request
 from benchmarks.cache.servers import Server
+from toolcache.core.cache import Recording
+from toolcache.core.entries import Result
+from toolcache.http import wire as translate
 from toolcache_client import AsyncCacheClient, CacheClient
 from toolcache_client.messages import LookupItem, NamespaceSpec, RecordItem, ToolResult, ToolSpec
 
@@ -49,6 +52,17 @@ def fill(url: str, count: int, *, state: str = "", first: int = 0) -> None:
                 RecordItem(**order(n, state), result=RESULT) for n in range(start, min(start + 1000, first + count))
             ]
             client.record(NAMESPACE, items)
+
+
+async def fill_store(path: Path, count: int) -> None:
+    """The same past HTTP, which a million entries would take long through."""
+    cache = inside.cache_over(path)
+    await cache.put_namespace(translate.namespace(NAMESPACE, SPEC))
+    result = Result(content=RESULT.content, took_s=RESULT.took_s)
+    for start in range(0, count, 1000):
+        numbers = range(start, min(start + 1000, count))
+        await cache.record(NAMESPACE, [Recording(**order(n), result=result) for n in numbers])
+    await cache.close()
 
 
 def lookups(url: str, batch: int, numbers: Sequence[int], *, state: str = "") -> list[bytes]:
@@ -123,10 +137,10 @@ def history(stack: ExitStack, folder: Path) -> dict[str, Any]:
 def size(stack: ExitStack, folder: Path, large: int) -> dict[str, Any]:
     """The same lookups among a thousand entries and among a million."""
     chosen = random.Random(1).sample(range(large), 2000)
+    for name, count in (("few", 1000), ("many", large)):
+        asyncio.run(fill_store(folder / f"{name}.sqlite3", count))
     few = stack.enter_context(servers.toolcache(str(folder / "few.sqlite3")))
-    fill(few.url, 1000)
     many = stack.enter_context(servers.toolcache(str(folder / "many.sqlite3")))
-    fill(many.url, large)
     rounds = in_turn(
         {
             "1000": cpu(few, lookups(few.url, 1, range(1000)), 8000),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import gzip
 import json
 import os
@@ -429,7 +430,9 @@ def test_a_served_store_answers_over_http_until_it_is_interrupted(tmp_path: Path
     import httpx
 
     words = [sys.executable, "-m", "toolcache.main", "serve", "--port", "0", "--store", str(tmp_path / "c.sqlite3")]
-    server = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    # Tests that run in the background of a shell are deaf to SIGINT, and what they start would be so, too.
+    hear = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    server = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, preexec_fn=hear)
     assert server.stderr is not None
     event = json.loads(server.stderr.readline())
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -33,6 +34,8 @@ class Program:
             stderr=subprocess.PIPE,
             text=True,
             env={"PATH": os.environ["PATH"], "HOME": str(folder), **environment},
+            # Tests that run in the background of a shell are deaf to SIGINT, and what they start would be so, too.
+            preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         )
 
     def event(self) -> Event:

@@ -69,6 +69,9 @@ LEARN_AFTER = 0.25
 """Growth of a tool's entries after which it is learned anew by itself..."""
 LEARN_AT_LEAST = 32
 """...and the least number of new entries for that."""
+LEARN_UP_TO = 100_000
+"""New entries beyond which a tool is not learned by itself: that takes minutes then, and whoever has recorded so many
+says when (`toolcache calibrate`)."""
 EVICT_TO = 0.95
 """Share of the quota that eviction leaves, so that not every record has to evict."""
 
@@ -425,7 +428,7 @@ class ToolCache:
                 self._grown.pop((namespace, tool), None)
                 continue
             own = policy.tools.get(tool)
-            if own is not None and new < LEARN_AFTER * own.profile.entries:
+            if own is not None and not LEARN_AFTER * own.profile.entries <= new <= LEARN_UP_TO:
                 continue
             if own is not None:
                 learned = {tool: await self._learning.learn(policy.namespace, own.tool)}
