@@ -118,7 +118,6 @@ class ToolCache:
         self._clock = clock
         self._chance = chance
         self._policies = Policies(store)
-        self._index = index
         self._following = Following(store, index, embedder.version)
         self._tiers = Tiers(store, leases, self._policies, self._following, index, embedder, clock, chance)
         self._learning = Learning(store, embedder)

@@ -31,13 +31,11 @@ class Flight:
         self._miss = miss
         self._deadline_s = time.monotonic() + miss.wait_s
         self._has_leases = False
-        self.waited_s = 0.0
 
     async def take(self, asked: Sequence[Asked]) -> None:
         """Give each miss a lease, or the result of who has it, or say that it is leased."""
         missed = [one for one in asked if isinstance(one.answer, Miss) and one.answer.reason not in _NOT_EXECUTABLE]
         pending = await self._lease(missed) if self._miss.action == "lease" else await self._held(missed)
-        began_s = time.monotonic()
         # A holder must get to work: were it kept waiting for others, two that wait for each other would both be.
         while pending and not self._has_leases and (left_s := self._deadline_s - time.monotonic()) > 0:
             await self._leases.wait(self._policy.name, {one.lease_key for one in pending}, left_s)
@@ -45,8 +43,6 @@ class Flight:
             if len(pending) == len(before):
                 # Settled, and yet nothing to be read: it was invalidated at once. The mark ends in some seconds.
                 await asyncio.sleep(min(RECHECK_S, left_s))
-        if pending:
-            self.waited_s += time.monotonic() - began_s
         for one in pending:
             detail = "another caller executes it; ask again, or wait longer with `wait_s`"
             one.answer = Miss(reason=Reason.LEASED, detail=detail)
