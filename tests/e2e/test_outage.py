@@ -23,7 +23,8 @@ from cacherl.rollout.loop import Budgets, CacheAgentLoop
 from cacherl.rollout.parser import Parser
 from cacherl.rollout.renderer import Renderer
 from cacherl.rollout.tools import Drop, ToolError, writing_tools
-from cacherl.train.grpo import Collector, FromCache, GrpoSettings, Scorer
+from cacherl.train.grpo import Collector, FromCache, Scorer
+from cacherl.train.grpo_settings import GrpoSettings
 from cacherl.worlds.record import record_runs, write_ndjson
 from cacherl.worlds.support_desk import SupportDesk
 from toolcache_client import AsyncCacheClient, CacheClient

@@ -27,7 +27,6 @@ from cacherl.train.grpo import (
     FromCache,
     FromWorld,
     GrpoReport,
-    GrpoSettings,
     ScoredRollout,
     Scorer,
     ToolSource,
@@ -35,6 +34,7 @@ from cacherl.train.grpo import (
     train_grpo,
     training_row,
 )
+from cacherl.train.grpo_settings import GrpoSettings
 from cacherl.worlds.support_desk import SupportDesk
 from toolcache_client.errors import CacheUnavailable
 from toolcache_client.messages import Answer, LookupItem

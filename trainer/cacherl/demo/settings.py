@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from cacherl.adapters.tiny_size import TinyQwen3
 from cacherl.reward.answer import JudgeWeights
 from cacherl.reward.tier_aware import TierAwareReward
-from cacherl.train.grpo import GrpoSettings
+from cacherl.train.grpo_settings import GrpoSettings
 from cacherl.train.sft_settings import SftSettings
 
 

@@ -15,6 +15,11 @@ class Sampling:
     """Sampling ends after this token, which is part of the generation."""
     temperature: float = 1.0
     """0 is greedy. No top-p, no top-k: they would bias the logprobs the policy gradient needs."""
+    min_tokens: int = 0
+    """The stop token cannot be sampled before this many tokens. Logprobs stay those of the unconstrained
+    distribution, so that they equal what the trainer computes."""
+    rollout: str = ""
+    """Names the rollout: engines with several replicas send its turns to the one that has its prefix cached."""
     seed: int = 0
     """Same seed, same prompt, same weights: same tokens, whatever else is in the batch (up to rounding)."""
 

@@ -33,6 +33,9 @@ class Budgets:
     """Tool calls of the rollout, unusable ones included."""
     seconds: float = 600.0
     """Wall time of the rollout."""
+    first_turn_min_tokens: int = 0
+    """Least sampled tokens of the first turn. CacheRL takes 150: without it 42 % of its rollouts never called a tool,
+    with it 13 % (arXiv:2606.14179)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -259,6 +262,8 @@ class _Trace:
             result=reply.content if reply else call.error,
             is_error=reply.is_error if reply else not usable,
             seconds=reply.seconds if reply else 0.0,
+            cache_seconds=reply.cache_seconds if reply else 0.0,
+            saved_seconds=reply.saved_seconds if reply else 0.0,
         )
 
     def rollout(self, episode: Episode, outages: int) -> Rollout:

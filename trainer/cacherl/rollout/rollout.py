@@ -64,6 +64,12 @@ class CallRecord:
     """What the model read."""
     is_error: bool
     seconds: float
+    """Wall time the rollout waited for this answer, wherever it came from."""
+    cache_seconds: float = 0.0
+    """The part of `seconds` that was spent asking the cache, not executing the tool nor waiting for another's
+    execution of it."""
+    saved_seconds: float = 0.0
+    """Seconds the served result took when it was executed live; 0 where it was executed for this rollout."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +110,9 @@ class Rollout:
     seconds: float
     generate_seconds: float
     tool_seconds: float
+    """Wall time between turns, waiting for answers."""
+    cache_seconds: float = 0.0
+    """The part of `tool_seconds` that was spent asking the cache."""
     outages: int = 0
     """Times the cache was away while this rollout asked it."""
 

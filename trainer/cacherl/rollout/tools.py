@@ -46,6 +46,10 @@ class ToolReply:
     reason: str
     seconds: float
     """Wall time this rollout waited for it; a batch of lookups shares its time evenly."""
+    cache_seconds: float = 0.0
+    """The part of `seconds` that was spent asking the cache."""
+    saved_seconds: float = 0.0
+    """Seconds the served result took when it was executed live."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,7 +20,7 @@ from cacherl.reward.answer import AnswerJudge
 from cacherl.reward.process import ProcessWeights, process_reward
 from cacherl.reward.tier_aware import Reward, TierAwareReward
 from cacherl.reward.validation import validation_reward
-from cacherl.rollout.loop import Budgets, CacheAgentLoop, Episode, Progress, opening
+from cacherl.rollout.loop import CacheAgentLoop, Episode, Progress, opening
 from cacherl.rollout.parser import CallStatus, Parser
 from cacherl.rollout.renderer import Renderer
 from cacherl.rollout.rollout import TIERS, AnswerTier, Rollout, StopReason, tier_mix
@@ -38,6 +38,7 @@ from cacherl.rollout.tools import (
     writing_tools,
 )
 from cacherl.train.advantages import group_advantages
+from cacherl.train.grpo_settings import GrpoSettings
 from cacherl.train.metrics_log import MetricsLog
 from cacherl.worlds.world import Task, World
 from toolcache_client.messages import Tier
@@ -67,46 +68,6 @@ class FromWorld:
 
 
 ToolSource = FromCache | FromWorld
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GrpoSettings:
-    """How to train. Defaults fit a small model on a CPU, except where they are the published recipe's."""
-
-    steps: int = 40
-    prompts_per_step: int = 8
-    group_size: int = 8
-    """Rollouts of one task a step."""
-    micro_batch: int = 16
-    """Rollouts of one forward and backward pass; divides prompts_per_step * group_size."""
-    learning_rate: float = 1e-6
-    warmup_steps: int = 0
-    temperature: float = 1.0
-    clip_low: float = 0.2
-    clip_high: float = 0.28
-    max_grad_norm: float = 1.0
-    overlong: Literal["mask", "score"] = "mask"
-    """Rollouts cut by tokens: no gradient of their own, yet in the baseline; or like any other. Those cut by time never
-    have a gradient."""
-    budgets: Budgets = field(default_factory=Budgets)
-    concurrency: int = 64
-    """Trajectories under way at once."""
-    gradient_checkpointing: bool = False
-    tools_in_prompt: bool = False
-    """Whether the tool schemas stand in the system message. As in SFT and evaluation."""
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "prompts_per_step", "micro_batch", "concurrency"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.group_size < 2:
-            raise ValueError(f"group_size is {self.group_size}; an advantage needs at least 2 rollouts of a task")
-        if self.prompts_per_step * self.group_size % self.micro_batch:
-            rollouts = self.prompts_per_step * self.group_size
-            raise ValueError(f"micro_batch {self.micro_batch} does not divide the {rollouts} rollouts of a step")
-        if self.temperature <= 0:
-            raise ValueError(f"temperature is {self.temperature}; sampling needs more than 0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

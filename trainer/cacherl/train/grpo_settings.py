@@ -1,0 +1,73 @@
+"""How to train with GRPO: apart from grpo.py, so that a run file is read without loading torch."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from cacherl.rollout.loop import Budgets
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GrpoSettings:
+    """How to train. Defaults are the published recipe's where there is one, else they fit one GPU."""
+
+    steps: int = 40
+    prompts_per_step: int = 8
+    """Tasks whose rollouts make one optimizer step, over all processes."""
+    group_size: int = 8
+    """Rollouts of one task a step."""
+    micro_batch: int = 16
+    """Rollouts of one forward and backward pass of one process; divides its share of prompts_per_step * group_size."""
+    learning_rate: float = 1e-6
+    warmup_steps: int = 0
+    temperature: float = 1.0
+    loss: Literal["dapo", "gspo"] = "dapo"
+    """dapo: token ratios, mean over the tokens of the batch (arXiv:2503.14476). gspo: one ratio a rollout, the mean of
+    its tokens' log ratios (arXiv:2507.18071); wants clip_low = 3e-4, clip_high = 4e-4."""
+    clip_low: float = 0.2
+    clip_high: float = 0.28
+    """Higher than clip_low, so that unlikely tokens can become likely (DAPO)."""
+    kl: float = 0.0
+    """Weight of the divergence from the starting weights. 0 needs no reference model; 1e-3 is the fallback for a policy
+    that drifts, CacheRL took 0.15."""
+    correction: Literal["none", "token"] = "token"
+    """What makes up for an engine whose probabilities are not quite the trainer's: nothing, or each token's ratio
+    trainer / engine, truncated at `correction_cap`. An engine that runs the trained model itself needs none."""
+    correction_cap: float = 2.0
+    credit: Literal["uniform", "trust"] = "uniform"
+    """How an advantage is laid on a rollout's turns: alike, or times the lowest trust among the answers read so far."""
+    overlong: Literal["mask", "score"] = "mask"
+    """Rollouts cut by tokens: no gradient of their own, yet in the baseline; or like any other. Those cut by time never
+    have a gradient."""
+    void_turns: Literal["mask", "score"] = "mask"
+    """Turns with neither a usable call nor an answer (thinking that never ends, broken calls only): no gradient, or
+    like any other."""
+    extra_groups: float = 0.5
+    """Groups whose rewards are all equal teach nothing and are replaced by other tasks', played at once: at most this
+    share of prompts_per_step a step. 0 leaves them."""
+    max_grad_norm: float = 1.0
+    gradient_checkpointing: bool = False
+    checkpoint_every: int = 0
+    """Steps between checkpoints; 0 keeps none but the last."""
+    keep_checkpoints: int = 2
+    budgets: Budgets = field(default_factory=Budgets)
+    concurrency: int = 64
+    """Trajectories under way at once, a process."""
+    tools_in_prompt: bool = False
+    """Whether the tool schemas stand in the system message. As in SFT and evaluation."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "prompts_per_step", "micro_batch", "concurrency", "keep_checkpoints"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.group_size < 2:
+            raise ValueError(f"group_size is {self.group_size}; an advantage needs at least 2 rollouts of a task")
+        if self.prompts_per_step * self.group_size % self.micro_batch:
+            rollouts = self.prompts_per_step * self.group_size
+            raise ValueError(f"micro_batch {self.micro_batch} does not divide the {rollouts} rollouts of a step")
+        if self.temperature <= 0:
+            raise ValueError(f"temperature is {self.temperature}; sampling needs more than 0")
+        if self.correction_cap < 1.0:
+            raise ValueError(f"correction_cap is {self.correction_cap}; below 1 it would cut every token")
+        if min(self.kl, self.extra_groups, self.checkpoint_every) < 0:
+            raise ValueError("kl, extra_groups and checkpoint_every cannot be negative")
