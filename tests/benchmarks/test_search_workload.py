@@ -42,11 +42,15 @@ def test_no_document_has_the_id_or_the_text_of_another() -> None:
 
 
 def test_another_process_with_other_hashes_finds_the_same_documents() -> None:
+    """Each in a process of its own: a library that changes the standard library changes what it says of itself."""
     program = "from benchmarks.search.corpus import documents\nprint([each.id for each in documents()])"
-    ran = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, env={"PYTHONHASHSEED": "7"}, capture_output=True, check=True
-    )
-    assert ran.stdout.decode().strip() == str([each.id for each in CORPUS])
+    told = {
+        subprocess.run(
+            [sys.executable, "-c", program], cwd=ROOT, env={"PYTHONHASHSEED": seed}, capture_output=True, check=True
+        ).stdout
+        for seed in ("7", "8")
+    }
+    assert len(told) == 1
 
 
 # -- search ------------------------------------------------------------------------------------------------------------

@@ -330,6 +330,36 @@ def test_a_cache_that_is_away_is_the_caller_s_to_deal_with(resolved: Resolve) ->
         resolved(Script(CacheUnavailable("away")), never)
 
 
+def test_an_answer_that_the_caller_has_already_is_not_asked_for_again(resolved: Resolve) -> None:
+    script = Script(WITHOUT_LEASE)
+    assert resolved(script, never, answer=HIT).result == HIT.result
+    found = resolved(script, lambda: RESULT, answer=LEASE)
+    assert (found.tier, found.answer, script.waits_s) == ("live", LEASE, [])
+    assert [item.lease for item in script.recorded] == ["k.1"]
+
+
+def test_a_lease_in_an_answer_that_the_caller_has_is_given_back_where_the_execution_fails(resolved: Resolve) -> None:
+    def fail() -> ToolResult:
+        raise OSError("the sandbox is gone")
+
+    script = Script(WITHOUT_LEASE)
+    with pytest.raises(OSError, match="the sandbox is gone"):
+        resolved(script, fail, answer=LEASE)
+    assert (script.released, script.waits_s) == (["k.1"], [])
+
+
+def test_a_caller_who_was_told_that_the_call_is_leased_asks_and_waits(resolved: Resolve) -> None:
+    script = Script(HIT)
+    assert resolved(script, never, answer=LEASED, wait_s=100.0).result == HIT.result
+    assert [round(wait_s) for wait_s in script.waits_s] == [20]
+
+
+def test_a_caller_who_was_told_so_and_will_not_wait_executes_at_once(resolved: Resolve) -> None:
+    script = Script(HIT)
+    assert resolved(script, lambda: RESULT, answer=LEASED, wait_s=0.0).tier == "live"
+    assert script.waits_s == []
+
+
 def test_an_item_of_a_batch_is_refused_for_its_state_would_be_another(resolved: Resolve) -> None:
     follower = LookupItem(tool="get", arguments={"id": 1}, environment="e", follows=True)
     script = Script(HIT)

@@ -120,6 +120,20 @@ async def test_a_lease_is_extended_given_back_and_lost(url: str) -> None:
         assert again.lease not in (None, answer.lease)
 
 
+async def test_what_a_batch_missed_is_resolved_call_by_call_under_the_leases_that_it_got(url: str) -> None:
+    items = [LookupItem(tool="get_order", arguments={"order_id": f"#W{n}"}, environment="shop@1") for n in range(3)]
+
+    async def execute() -> ToolResult:
+        return PENDING
+
+    async with AsyncCacheClient(url) as client:
+        answers = await client.lookup("shop", items, on_miss="lease")
+        for item, answer in zip(items, answers, strict=True):
+            assert (await client.resolve("shop", item, execute, answer=answer)).tier == "live"
+        assert [await client.release_lease("shop", each.lease or "") for each in answers] == [False] * 3
+        assert [each.tier for each in await client.lookup("shop", items)] == ["exact"] * 3
+
+
 def test_a_rollout_is_followed_from_write_to_read(url: str) -> None:
     cancel = LookupItem(tool="cancel_order", arguments={"order_id": "#W1"}, environment="shop@1")
     with CacheClient(url) as client:

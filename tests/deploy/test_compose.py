@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -20,6 +21,7 @@ from toolcache.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "Dockerfile.cache").read_text()
+TRAINER_DOCKERFILE = (ROOT / "Dockerfile.trainer").read_text()
 HAPROXY = (ROOT / "deploy/haproxy.cfg").read_text()
 
 
@@ -42,9 +44,13 @@ def _filled_in(part: Any, environment: Mapping[str, str]) -> Any:
             return part
 
 
-SERVICES: dict[str, dict[str, Any]] = _compose()["services"]
+ALL: dict[str, dict[str, Any]] = _compose()["services"]
+SERVICES = {name: service for name, service in ALL.items() if "profiles" not in service}
+"""What `docker compose up` starts."""
+JOBS = {name: service for name, service in ALL.items() if "profiles" in service}
+"""What is run by name: trainers."""
 BUILT = {name for name, service in SERVICES.items() if "build" in service}
-PUBLISHED = [port for service in SERVICES.values() for port in service.get("ports", [])]
+PUBLISHED = [port for service in ALL.values() for port in service.get("ports", [])]
 
 
 def _image_variables() -> dict[str, str]:
@@ -53,7 +59,7 @@ def _image_variables() -> dict[str, str]:
 
 
 def test_every_file_that_is_mounted_is_there_and_every_volume_is_declared() -> None:
-    sources = [volume.partition(":")[0] for service in SERVICES.values() for volume in service.get("volumes", [])]
+    sources = [volume.partition(":")[0] for service in ALL.values() for volume in service.get("volumes", [])]
     files = {source for source in sources if source.startswith(".")}
     assert files == {"./deploy/haproxy.cfg", "./deploy/prometheus.yml"}
     assert all((ROOT / file).is_file() for file in files)
@@ -67,6 +73,39 @@ def test_what_is_built_has_a_dockerfile_and_all_else_a_version() -> None:
             assert (ROOT / service["build"]["context"] / service["build"]["dockerfile"]).is_file()
         else:
             assert re.search(r":v?\d+\.\d+\.\d+", service["image"]), f"{name}: {service['image']} may change overnight"
+
+
+def _trainer_arguments() -> dict[str, str]:
+    return dict(re.findall(r'^ARG (\w+)="?([^"\n]*)"?$', TRAINER_DOCKERFILE, re.MULTILINE))
+
+
+def test_trainers_are_jobs_with_and_without_a_gpu_that_ask_the_balancer() -> None:
+    assert {name: job["profiles"] for name, job in JOBS.items()} == {"trainer": ["gpu"], "demo": ["cpu"]}
+    for job in JOBS.values():
+        assert job["build"] | {"args": None} == {"context": ".", "dockerfile": "Dockerfile.trainer", "args": None}
+        assert job["depends_on"] == {"balancer": {"condition": "service_healthy"}}
+        assert job["environment"]["TOOLCACHE_URL"] == "http://balancer:8765"
+        assert job["restart"] == "no"
+        assert (job["cap_drop"], job["security_opt"]) == (["ALL"], ["no-new-privileges:true"])
+    (device,) = JOBS["trainer"]["deploy"]["resources"]["reservations"]["devices"]
+    assert (device["driver"], device["capabilities"]) == ("nvidia", ["gpu"])
+    assert "deploy" not in JOBS["demo"]
+
+
+def test_both_trainer_images_are_built_from_arguments_and_constraints_that_exist() -> None:
+    known = _trainer_arguments()
+    assert known["BASE"].startswith("nvidia/cuda:") and known["VLLM"].startswith("vllm==")
+    for given in (known, known | JOBS["demo"]["build"]["args"]):
+        assert set(given) == set(known)
+        assert (ROOT / given["CONSTRAINTS"]).is_file()
+        assert f"!{given['CONSTRAINTS']}\n" in (ROOT / ".dockerignore").read_text()
+    assert re.search(r"^USER 10001:10001$", TRAINER_DOCKERFILE, re.MULTILINE)
+
+
+def test_the_volumes_of_the_trainers_are_those_of_their_image() -> None:
+    (declared,) = re.findall(r"^VOLUME (\[.*\])$", TRAINER_DOCKERFILE, re.MULTILINE)
+    for job in JOBS.values():
+        assert [volume.partition(":")[2] for volume in job["volumes"]] == json.loads(declared)
 
 
 def test_two_ports_are_published_and_on_loopback_only() -> None:

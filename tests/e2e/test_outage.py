@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import socket
@@ -23,8 +24,9 @@ from cacherl.rollout.loop import Budgets, CacheAgentLoop
 from cacherl.rollout.parser import Parser
 from cacherl.rollout.renderer import Renderer
 from cacherl.rollout.tools import Drop, ToolError, writing_tools
-from cacherl.train.grpo import Collector, FromCache, Scorer
+from cacherl.train.collector import Collector, FromCache
 from cacherl.train.grpo_settings import GrpoSettings
+from cacherl.train.scoring import Scorer
 from cacherl.worlds.record import record_runs, write_ndjson
 from cacherl.worlds.support_desk import SupportDesk
 from toolcache_client import AsyncCacheClient, CacheClient
@@ -64,20 +66,23 @@ def service(tmp_path: Path) -> Iterator[Service]:
     service.kill()
 
 
-async def test_rollouts_of_an_outage_are_void_and_training_goes_on_when_the_cache_is_back(
-    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def recorded(service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> int:
+    """How many entries the cache holds; the client and the rollouts try again without long pauses."""
     monkeypatch.setattr("toolcache_client.client.RETRY_PAUSES_S", (0.0,))
+    monkeypatch.setattr("cacherl.rollout.tools.OUTAGE_PAUSE_S", 0.05)
     recordings = tmp_path / "recordings.ndjson"
     write_ndjson(recordings, record_runs(WORLD, [TASK], runs_per_task=3, seed=0))
     with CacheClient(service.url) as client:
-        recorded = fill(client, WORLD, recordings).entries
+        return fill(client, WORLD, recordings).entries
 
+
+def collector_of(service: Service, *, outage_patience_s: float) -> Collector:
     first = TASK.milestones[0]
     call = json.dumps({"name": first.tool, "arguments": dict(first.arguments)})
     script = by_turn(f"\n</think>\n\n<tool_call>\n{call}\n</tool_call>", "\n</think>\n\nDone.")
     tokenizer = HFTokenizer(make_byte_tokenizer())
-    collector = Collector(
+    return Collector(
         CacheAgentLoop(ScriptedEngine(tokenizer, script), Renderer(tokenizer), Parser(WORLD.tools), budgets=Budgets()),
         WORLD,
         [TASK],
@@ -86,22 +91,44 @@ async def test_rollouts_of_an_outage_are_void_and_training_goes_on_when_the_cach
             namespace=WORLD.name,
             on_miss=ToolError(),
             on_outage=Drop(),
+            outage_patience_s=outage_patience_s,
         ),
         Scorer(MilestoneJudge(writes=writing_tools(WORLD.tools)), TierAwareReward(), ProcessWeights()),
         GrpoSettings(),
     )
 
-    async def stops_and_tiers(step: int) -> set[tuple[str, str | None, bool]]:
-        played = await collector.collect([0, 0], step=step)
-        return {(one.rollout.stop.value, one.rollout.worst_tier, one.reward is None) for one in played}
 
-    assert await stops_and_tiers(0) == {("answered", "exact", False)}
+async def stops_and_tiers(collector: Collector, step: int) -> set[tuple[str, str | None, bool]]:
+    played = await collector.collect([0, 0], step=step)
+    return {(one.rollout.stop.value, one.rollout.worst_tier, one.reward is None) for one in played}
+
+
+async def test_rollouts_of_an_outage_are_void_and_training_goes_on_when_the_cache_is_back(
+    service: Service, recorded: int
+) -> None:
+    collector = collector_of(service, outage_patience_s=0.0)
+    assert await stops_and_tiers(collector, 0) == {("answered", "exact", False)}
     service.kill()
-    assert await stops_and_tiers(1) == {("infrastructure", None, True)}
+    assert await stops_and_tiers(collector, 1) == {("infrastructure", None, True)}
     assert collector.outage_log.count == 2
     service.start()
-    assert await stops_and_tiers(2) == {("answered", "exact", False)}
+    assert await stops_and_tiers(collector, 2) == {("answered", "exact", False)}
     await collector.aclose()
 
     with CacheClient(service.url) as client:
         assert client.stats(WORLD.name).entries == recorded > 0
+
+
+async def test_rollouts_wait_for_a_cache_that_is_restarted_and_lose_nothing(service: Service, recorded: int) -> None:
+    collector = collector_of(service, outage_patience_s=60.0)
+    service.kill()
+    step = asyncio.create_task(stops_and_tiers(collector, 0))
+    async with asyncio.timeout(60):
+        while True:
+            if collector.outage_log.count == 2:  # both have found it away
+                break
+            await asyncio.sleep(0.01)
+    await asyncio.to_thread(service.start)
+    assert await step == {("answered", "exact", False)}
+    assert (collector.outage_log.count, recorded > 0) == (2, True)
+    await collector.aclose()

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from cacherl.run.commands import add_commands, run_command
+
 RUN_FILES = Path(__file__).parents[1] / "runs"
 """The published run files, beside the package in a checkout."""
 
@@ -18,7 +20,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     from toolcache_client import CacheError
 
     try:
-        _demo(arguments, settings)
+        if arguments.command == "demo":
+            _demo(arguments, settings)
+        else:
+            run_command(arguments, settings)
     except (CacheRLError, CacheError) as error:
         sys.stderr.write(f"cacherl: {error}\n")
         return 1
@@ -48,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--run", type=Path, default=RUN_FILES / "demo.toml", help="run file (default: the demo's own)")
     demo.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for results (default: runs/demo)")
     demo.add_argument("--cache-url", help="a running cache service (default: an own one for as long as the run lasts)")
+    add_commands(commands, RUN_FILES / "tiny.toml")
     return parser
 
 

@@ -6,10 +6,13 @@ Read before anything heavy is imported, so that a slip in a run file costs a mom
 from __future__ import annotations
 
 import dataclasses
+import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from types import NoneType
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 import tomli_w
@@ -17,6 +20,9 @@ import tomli_w
 from cacherl.errors import RunMisconfigured
 
 _T = TypeVar("_T")
+NONE = "none"
+"""What a flag says to turn off a setting that may be absent."""
+_PLACE = re.compile(r" - at `\$\.?([^`]*)`")
 
 
 def read_run(path: Path, kind: type[_T], overrides: Sequence[str] = ()) -> _T:
@@ -31,13 +37,13 @@ def read_run(path: Path, kind: type[_T], overrides: Sequence[str] = ()) -> _T:
         raise RunMisconfigured(f"{path}: cannot be read ({error.strerror})") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RunMisconfigured(f"{path}: not TOML ({error})") from error
-    for key, value in _flags(overrides):
-        _lay(document, key, value)
+    for key, text in _flags(overrides):
+        _lay(document, key, _value(text, _hint(kind, key)))
     _refuse_unknown(document, kind, path, ())
     try:
         return msgspec.convert(document, type=kind)
     except (msgspec.ValidationError, ValueError) as error:
-        raise RunMisconfigured(f"{path}: {error}") from error
+        raise RunMisconfigured(f"{path}: {_told(error, kind)}") from error
 
 
 def write_run(path: Path, run: Any) -> None:
@@ -45,20 +51,48 @@ def write_run(path: Path, run: Any) -> None:
     path.write_text(tomli_w.dumps(_without_none(msgspec.to_builtins(run))), encoding="utf-8")
 
 
-def _flags(words: Sequence[str]) -> list[tuple[tuple[str, ...], Any]]:
-    """(key path, value) of `--a.b value` pairs; a value is read as TOML, or as a string where it is none."""
+def differences(one: Any, other: Any) -> list[str]:
+    """Dotted names of the settings in which two runs of one kind differ, in the order of their fields.
+
+    >>> from cacherl.reward.answer import JudgeWeights
+    >>> differences(JudgeWeights(), JudgeWeights(milestones=0.1, truth=0.6))
+    ['milestones', 'truth']
+    """
+    found: list[str] = []
+    for each in dataclasses.fields(one):
+        a, b = getattr(one, each.name), getattr(other, each.name)
+        if dataclasses.is_dataclass(a) and type(a) is type(b):
+            found += [f"{each.name}.{inner}" for inner in differences(a, b)]
+        elif a != b:
+            found.append(each.name)
+    return found
+
+
+def _flags(words: Sequence[str]) -> Iterator[tuple[tuple[str, ...], str]]:
+    """(key path, text of the value) of `--a.b value` pairs."""
     if len(words) % 2:
         raise RunMisconfigured(f"flag {words[-1]!r} has no value")
-    found: list[tuple[tuple[str, ...], Any]] = []
     for name, text in zip(words[::2], words[1::2], strict=True):
         if not name.startswith("--"):
             raise RunMisconfigured(f"{name!r} is no setting; write --section.key value")
-        try:
-            value = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
-            value = text
-        found.append((tuple(name[2:].split(".")), value))
-    return found
+        yield tuple(name[2:].split(".")), text
+
+
+def _value(text: str, hint: Any) -> Any:
+    """What a flag's text means where `hint` is wanted: TOML, or the text itself where it is none.
+
+    A text is taken as it stands, `none` turns off what may be absent, and one value will do for a list of one.
+    """
+    wanted = _present(hint)
+    if text == NONE and wanted is not hint:
+        return None
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    if wanted is str and not isinstance(value, str):
+        return text
+    return [value] if get_origin(wanted) is tuple and not isinstance(value, list) else value
 
 
 def _lay(document: dict[str, Any], key: Sequence[str], value: Any) -> None:
@@ -70,14 +104,44 @@ def _lay(document: dict[str, Any], key: Sequence[str], value: Any) -> None:
     section[key[-1]] = value
 
 
+def _hint(kind: Any, key: Sequence[str]) -> Any:
+    """The type of a setting by its dotted name; Any where there is no such setting."""
+    for name in key:
+        section = _present(kind)
+        kind = get_type_hints(section).get(name, Any) if dataclasses.is_dataclass(section) else Any
+    return kind
+
+
+def _present(hint: Any) -> Any:
+    """The type of a setting when it is not absent: X of X | None, anything else as it is."""
+    options = get_args(hint)
+    if NoneType in options and len(options) == 2:
+        return options[0] if options[1] is NoneType else options[1]
+    return hint
+
+
 def _refuse_unknown(document: Mapping[str, Any], kind: Any, path: Path, above: tuple[str, ...]) -> None:
     known = get_type_hints(kind)
     for name, value in document.items():
         if name not in known:
-            where = ".".join((*above, name))
-            raise RunMisconfigured(f"{path}: unknown setting {where}; there are {', '.join(sorted(known))}")
-        if dataclasses.is_dataclass(known[name]) and isinstance(value, dict):
-            _refuse_unknown(value, known[name], path, (*above, name))
+            close = get_close_matches(name, known, n=1)
+            meant = f"did you mean {close[0]}?" if close else f"there are {', '.join(sorted(known))}"
+            raise RunMisconfigured(f"{path}: unknown setting {'.'.join((*above, name))}; {meant}")
+        section = _present(known[name])
+        if dataclasses.is_dataclass(section) and isinstance(value, dict):
+            _refuse_unknown(value, section, path, (*above, name))
+
+
+def _told(error: Exception, kind: Any) -> str:
+    """The error with the setting's dotted name in front: `grpo.steps: Expected int, got str`."""
+    text = str(error)
+    place = _PLACE.search(text)
+    message = _PLACE.sub("", text).replace("`object", "`section").replace("`", "")
+    if place is None or not place[1]:
+        return message
+    wanted = _present(_hint(kind, place[1].split(".")))
+    choices = f"; it must be one of {', '.join(get_args(wanted))}" if get_origin(wanted) is Literal else ""
+    return f"{place[1]}: {message}{choices}"
 
 
 def _without_none(value: Any) -> Any:

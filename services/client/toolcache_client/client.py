@@ -181,14 +181,19 @@ class AsyncCacheClient(_Client):
         lease_s: float = LEASE_S,
         wait_s: float = PATIENCE_S,
         tags: Sequence[str] = (),
+        answer: Answer | None = None,
     ) -> Resolved:
         """The call's result: from the cache; else from whoever executes it already, waiting up to `wait_s`; else from
         `execute`, recorded for all others.
 
         `execute` must run the call in the item's own state. Its lease is extended while it runs and given back if it
         raises; the error comes through. A hit that asks for a shadow execution is executed, and recorded as one.
+        `answer` is what a lookup with `on_miss` "lease" has said of this very item, as in a batch with others: then the
+        cache is not asked that again, and a lease in it is used.
         """
-        return await resolve_async(self, namespace, item, execute, lease_s=lease_s, wait_s=wait_s, tags=tags)
+        return await resolve_async(
+            self, namespace, item, execute, lease_s=lease_s, wait_s=wait_s, tags=tags, answer=answer
+        )
 
     async def extend_lease(self, namespace: str, lease_id: str, *, extend_s: float = LEASE_S) -> bool:
         """Hold the lease for `extend_s` from now; False: it had passed on."""
@@ -391,14 +396,17 @@ class CacheClient(_Client):
         lease_s: float = LEASE_S,
         wait_s: float = PATIENCE_S,
         tags: Sequence[str] = (),
+        answer: Answer | None = None,
     ) -> Resolved:
         """The call's result: from the cache; else from whoever executes it already, waiting up to `wait_s`; else from
         `execute`, recorded for all others.
 
         `execute` must run the call in the item's own state. Its lease is extended while it runs and given back if it
         raises; the error comes through. A hit that asks for a shadow execution is executed, and recorded as one.
+        `answer` is what a lookup with `on_miss` "lease" has said of this very item, as in a batch with others: then the
+        cache is not asked that again, and a lease in it is used.
         """
-        return resolve(self, namespace, item, execute, lease_s=lease_s, wait_s=wait_s, tags=tags)
+        return resolve(self, namespace, item, execute, lease_s=lease_s, wait_s=wait_s, tags=tags, answer=answer)
 
     def extend_lease(self, namespace: str, lease_id: str, *, extend_s: float = LEASE_S) -> bool:
         """Hold the lease for `extend_s` from now; False: it had passed on."""

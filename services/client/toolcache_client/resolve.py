@@ -76,17 +76,16 @@ async def resolve_async(
     lease_s: float,
     wait_s: float,
     tags: Sequence[str],
+    answer: Answer | None = None,
 ) -> Resolved:
     """See AsyncCacheClient.resolve."""
     patience = _Patience(item, wait_s)
-    while True:
+    while answer is None or patience.should_ask_again(answer):
         [answer] = await cache.lookup(
             namespace, [item], on_miss="lease", wait_s=patience.next_wait_s(), lease_s=lease_s
         )
-        if (served := _served(answer)) is not None:
-            return served
-        if not patience.should_ask_again(answer):
-            break
+    if (served := _served(answer)) is not None:
+        return served
     began_s = time.perf_counter()
     result: ToolResult | None = None
     try:
@@ -109,15 +108,14 @@ def resolve(
     lease_s: float,
     wait_s: float,
     tags: Sequence[str],
+    answer: Answer | None = None,
 ) -> Resolved:
     """See CacheClient.resolve."""
     patience = _Patience(item, wait_s)
-    while True:
+    while answer is None or patience.should_ask_again(answer):
         [answer] = cache.lookup(namespace, [item], on_miss="lease", wait_s=patience.next_wait_s(), lease_s=lease_s)
-        if (served := _served(answer)) is not None:
-            return served
-        if not patience.should_ask_again(answer):
-            break
+    if (served := _served(answer)) is not None:
+        return served
     began_s = time.perf_counter()
     result: ToolResult | None = None
     try:

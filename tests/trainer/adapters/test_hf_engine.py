@@ -1,5 +1,6 @@
+"""What is Hugging Face's own; what every engine keeps is in test_engine_contract.py and test_logprob_parity.py."""
+
 import asyncio
-import random
 
 import pytest
 import torch
@@ -9,108 +10,84 @@ from transformers import Qwen3ForCausalLM
 
 from cacherl.adapters.hf_engine import HFEngine, sample
 from cacherl.errors import EngineFailed
-from cacherl.rollout.engine import Generation, Sampling
+from cacherl.rollout.engine import Sampling
+from tests.trainer.adapters.engines import STOP, mismatch, prompts, tiny_model
 
-STOP = 258
-
-
-def prompts(count: int) -> list[list[int]]:
-    rng = random.Random(0)
-    return [[rng.randrange(250) for _ in range(rng.randint(1, 60))] for _ in range(count)]
+ONE = Sampling(max_tokens=1, stop_id=STOP)
 
 
-def sampling(place: int, **changes: float) -> Sampling:
-    return Sampling(**{"max_tokens": 5 + 13 * (place % 9), "stop_id": STOP, "seed": place, **changes})  # type: ignore[arg-type]
+def test_more_requests_than_rows_wait_and_get_what_a_plain_forward_gives(model: Qwen3ForCausalLM) -> None:
+    asked = [
+        (prompt, Sampling(max_tokens=5 + 13 * (i % 9), stop_id=STOP, seed=i)) for i, prompt in enumerate(prompts(24))
+    ]
 
+    async def all_at_once(engine: HFEngine) -> list[float]:
+        generations = await asyncio.gather(*(engine.generate(prompt, how) for prompt, how in asked))
+        return [mismatch(model, prompt, said, 1.0) for (prompt, _), said in zip(asked, generations, strict=True)]
 
-async def together(engine: HFEngine, asked: list[tuple[list[int], Sampling]]) -> list[Generation]:
-    """All at once, but every third one a little later, so that rows join a running batch."""
-
-    async def one(place: int, prompt: list[int], how: Sampling) -> Generation:
-        if place % 3 == 2:
-            await engine.generate(prompt[:3], Sampling(max_tokens=3, stop_id=STOP))
-        return await engine.generate(prompt, how)
-
-    return await asyncio.gather(*(one(i, p, s) for i, (p, s) in enumerate(asked)))
-
-
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_logprobs_of_a_batch_that_rows_join_and_leave_are_those_of_a_plain_forward(
-    model: Qwen3ForCausalLM, temperature: float
-) -> None:
-    asked = [(prompt, sampling(i, temperature=temperature)) for i, prompt in enumerate(prompts(24))]
     with HFEngine(model, max_rows=10) as engine:
-        generations = asyncio.run(together(engine, asked))
-    worst = 0.0
-    for (prompt, _), generation in zip(asked, generations, strict=True):
-        with torch.no_grad():
-            logits = model(torch.tensor([prompt + list(generation.ids)])).logits[0, len(prompt) - 1 : -1]
-        plain = torch.log_softmax(logits.float() / temperature, -1)
-        picked = plain.gather(-1, torch.tensor(generation.ids)[:, None]).squeeze(-1)
-        worst = max(worst, (picked - torch.tensor(generation.logprobs)).abs().max().item())
-    assert worst < 1e-4
+        assert max(asyncio.run(all_at_once(engine))) < 1e-4
 
 
-def test_a_row_samples_the_same_alone_and_in_company(model: Qwen3ForCausalLM) -> None:
-    asked = [(prompt, sampling(i)) for i, prompt in enumerate(prompts(8))]
-    with HFEngine(model) as engine:
-        company = asyncio.run(together(engine, asked))
-        alone = [asyncio.run(engine.generate(prompt, how)) for prompt, how in asked]
-    assert [g.ids for g in alone] == [g.ids for g in company]
-
-
-def test_greedy_is_the_likeliest_token_each_time(model: Qwen3ForCausalLM) -> None:
-    prompt = prompts(1)[0]
-    with HFEngine(model) as engine:
-        said = asyncio.run(engine.generate(prompt, Sampling(max_tokens=20, stop_id=STOP, temperature=0.0))).ids
-    ids = list(prompt)
-    for token in said:
-        with torch.no_grad():
-            assert model(torch.tensor([ids])).logits[0, -1].argmax().item() == token
-        ids.append(token)
-
-
-def test_generation_ends_with_the_stop_token_or_at_the_limit(model: Qwen3ForCausalLM) -> None:
-    prompt = [1, 2, 3]
-    with HFEngine(model) as engine:
-        free = asyncio.run(engine.generate(prompt, Sampling(max_tokens=12, stop_id=STOP)))
-        stop = free.ids[5]
-        cut = asyncio.run(engine.generate(prompt, Sampling(max_tokens=12, stop_id=stop)))
-    assert (len(free.ids), free.finish_reason) == (12, "length")
-    assert (cut.ids, cut.finish_reason) == (free.ids[: free.ids.index(stop) + 1], "stop")
-
-
-def test_generations_carry_the_version_of_the_weights(model: Qwen3ForCausalLM) -> None:
-    with HFEngine(model) as engine:
-        engine.weight_version = 7
-        assert asyncio.run(engine.generate([1], Sampling(max_tokens=1, stop_id=STOP))).weight_version == 7
-
-
-def test_a_model_in_training_mode_and_a_closed_engine_fail_loudly(model: Qwen3ForCausalLM) -> None:
-    one = Sampling(max_tokens=1, stop_id=STOP)
+def test_a_model_in_training_mode_fails_loudly(model: Qwen3ForCausalLM) -> None:
     with HFEngine(model) as engine:
         model.train()
         with pytest.raises(EngineFailed, match="training mode"):
-            asyncio.run(engine.generate([1], one))
+            asyncio.run(engine.generate([1], ONE))
         model.eval()
-        assert len(asyncio.run(engine.generate([1], one)).ids) == 1
-    with pytest.raises(EngineFailed, match="closed"):
-        asyncio.run(engine.generate([1], one))
+        assert len(asyncio.run(engine.generate([1], ONE)).ids) == 1
 
 
-def test_a_request_the_model_cannot_serve_fails_alone(model: Qwen3ForCausalLM) -> None:
-    one = Sampling(max_tokens=1, stop_id=STOP)
+def test_it_follows_no_model_but_its_own(model: Qwen3ForCausalLM) -> None:
     with HFEngine(model) as engine:
-        with pytest.raises(EngineFailed, match="generation failed"):
-            asyncio.run(engine.generate([10**6], one))
-        assert len(asyncio.run(engine.generate([1], one)).ids) == 1
+        engine.follow(model, 3)
+        with pytest.raises(EngineFailed, match="another model"):
+            engine.follow(tiny_model(), 4)
+        assert engine.weight_version == 3
+
+
+@pytest.mark.parametrize("prompt", [[], [10**6], [-1]], ids=str)
+def test_a_prompt_without_meaning_is_refused_before_it_reaches_the_batch(
+    model: Qwen3ForCausalLM, prompt: list[int]
+) -> None:
+    with HFEngine(model) as engine, pytest.raises(EngineFailed, match="outside the vocabulary"):
+        asyncio.run(engine.generate(prompt, ONE))
+
+
+def test_an_abandoned_generation_makes_room_at_once(model: Qwen3ForCausalLM) -> None:
+    """With one row, the next request is served only once the abandoned one has left; it would sample for minutes."""
+
+    async def abandon_then_ask(engine: HFEngine) -> int:
+        endless = asyncio.ensure_future(engine.generate([1], Sampling(max_tokens=10**6, stop_id=10**6)))
+        await asyncio.sleep(0.05)
+        endless.cancel()
+        return len((await asyncio.wait_for(engine.generate([1], ONE), timeout=20)).ids)
+
+    with HFEngine(model, max_rows=1) as engine:
+        assert asyncio.run(abandon_then_ask(engine)) == 1
 
 
 @given(st.lists(st.floats(-8, 8), min_size=2, max_size=6), st.floats(0, 1, exclude_max=True))
 def test_the_token_drawn_is_where_the_cumulated_probability_passes_the_draw(logits: list[float], draw: float) -> None:
     row = torch.tensor([logits])
-    [token], [logprob] = sample(row, temperatures=[1.0], draws=[draw])
+    [token], [logprob] = sample(row, temperatures=[1.0], draws=[draw], forbidden=[None])
     cumulated = row[0].double().softmax(-1).cumsum(-1)
     before = cumulated[token - 1].item() if token else 0.0
     assert before - 1e-6 <= draw <= cumulated[token].item() + 1e-6
     assert logprob == pytest.approx(row[0].log_softmax(-1)[token].item(), abs=1e-5)
+
+
+@pytest.mark.parametrize(("draw", "expected"), [(0.0, 0), (0.59, 0), (0.61, 2), (0.99, 2)])
+def test_a_forbidden_token_is_never_drawn_and_the_others_share_what_is_left(draw: float, expected: int) -> None:
+    """Probabilities 0.3, 0.5, 0.2: without the second, the first is drawn in 3 of 5 cases, and still told as 0.3."""
+    probabilities = [0.3, 0.5, 0.2]
+    logits = torch.tensor([probabilities]).log()
+    [token], [logprob] = sample(logits, temperatures=[1.0], draws=[draw], forbidden=[1])
+    assert token == expected
+    assert logprob == pytest.approx(torch.tensor(probabilities[expected]).log().item(), abs=1e-6)
+
+
+def test_greedy_takes_the_likeliest_token_that_is_allowed() -> None:
+    logits = torch.tensor([[0.3, 0.5, 0.2]] * 2).log()
+    tokens, _ = sample(logits, temperatures=[0.0, 0.0], draws=[0.9, 0.9], forbidden=[1, None])
+    assert tokens == [0, 1]

@@ -8,7 +8,7 @@ import pytest
 from cacherl.adapters.byte_tokenizer import make_byte_tokenizer
 from cacherl.adapters.hf_tokenizer import HFTokenizer
 from cacherl.data.sft_examples import sft_examples
-from cacherl.data.trajectories import read_trajectories
+from cacherl.data.trajectories import read_trajectories, texts
 from cacherl.errors import TrajectoriesUnreadable
 from cacherl.rollout.renderer import Renderer
 
@@ -91,3 +91,11 @@ def test_examples_are_counted_filtered_and_never_cut(tmp_path: Path) -> None:
     found = sft_examples(trajectories, renderer, max_tokens=200, is_wanted=lambda t: t.reward == 1)
     assert (len(found.examples), found.unwanted, found.too_long, found.without_assistant) == (1, 1, 1, 1)
     assert found.examples[0] == renderer.example(trajectories[0].messages)
+
+
+def test_texts_are_everything_that_was_said_and_called(tmp_path: Path) -> None:
+    call = {"id": "1", "function": {"name": "get", "arguments": '{"id": 7}'}}
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": None, "tool_calls": [call]}]
+    (tmp_path / "r.ndjson").write_bytes(lines(record("a", messages=messages)))
+    said = list(texts(read_trajectories(tmp_path / "r.ndjson").trajectories))
+    assert said == ["hi", "", '{"name": "get", "arguments": "{\\"id\\": 7}"}']

@@ -1,16 +1,20 @@
 import asyncio
 import json
 import random
+from dataclasses import replace
 
 from cacherl.adapters.byte_tokenizer import make_byte_tokenizer
 from cacherl.adapters.hf_tokenizer import HFTokenizer
 from cacherl.adapters.scripted_engine import ScriptedEngine
-from cacherl.evaluate.evaluate import Evaluation, evaluate
+from cacherl.evaluate.evaluate import Evaluation, evaluate, judged
 from cacherl.reward.answer import MilestoneJudge
+from cacherl.reward.tier_aware import Reward
 from cacherl.rollout.loop import Budgets, CacheAgentLoop
 from cacherl.rollout.parser import Parser
 from cacherl.rollout.renderer import Renderer
+from cacherl.rollout.rollout import StopReason
 from cacherl.rollout.tools import writing_tools
+from cacherl.train.scoring import ScoredRollout
 from cacherl.worlds.support_desk import SupportDesk, SupportSession, make_desk
 from cacherl.worlds.world import Task
 
@@ -71,6 +75,25 @@ def test_a_rollout_that_never_answered_is_no_success_whatever_the_world_says() -
     result = run({task.id: solve(task) for task in TASKS}, LenientDesk(seed=0), turns=1)
     assert result.stops == {"turn_budget": len(TASKS)}
     assert result.success.value == 0.0
+
+
+def test_on_recordings_success_is_the_judges_full_marks_and_says_so() -> None:
+    live = run({task.id: solve(task) for task in TASKS})
+    rollouts = [outcome.rollout for outcome in live.outcomes]
+
+    def paid(answer: float) -> Reward:
+        return Reward(total=0.0, answer=answer, process=0.5, answer_weight=0.0, process_weight=0.0)
+
+    scored = [ScoredRollout(rollout=rollouts[0], reward=paid(0.3 + 0.3 + 0.4))]  # 1, but for rounding
+    scored.append(ScoredRollout(rollout=rollouts[1], reward=paid(0.99)))
+    scored.append(ScoredRollout(rollout=replace(rollouts[2], stop=StopReason.TURN_BUDGET), reward=paid(1.0)))
+    scored.append(ScoredRollout(rollout=replace(rollouts[3], stop=StopReason.MISS_DROPPED), reward=None))
+    result = judged(scored, TASKS[:4])
+    assert (live.tools, result.tools) == ("live", "cache")
+    assert [outcome.succeeded for outcome in result.outcomes] == [True, False, False]
+    assert (result.success.count, result.void) == (3, 1)
+    assert result.process_accuracy.value == 1.0
+    assert abs(result.validation_reward.value - (0.6 * (1.0 + 0.99 + 1.0) / 3 + 0.4 * 0.5)) < 1e-9
 
 
 def _writes(task: Task) -> bool:

@@ -1,5 +1,8 @@
 import asyncio
-from collections.abc import Sequence
+import threading
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -7,19 +10,42 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cacherl.adapters.hf_tokenizer import HFTokenizer
+from cacherl.adapters.memory_cache import MemoryCache
 from cacherl.adapters.scripted_engine import LOGPROB, ScriptedEngine, by_turn
-from cacherl.errors import EngineFailed
+from cacherl.errors import EngineFailed, ToolUnavailable
 from cacherl.rollout.engine import Engine, Generation, Sampling
 from cacherl.rollout.loop import Budgets, CacheAgentLoop, Episode, opening
-from cacherl.rollout.parser import CallStatus, Parser
+from cacherl.rollout.parser import CallStatus, Completion, Parser
 from cacherl.rollout.renderer import Renderer
 from cacherl.rollout.rollout import Rollout, StopReason
-from cacherl.rollout.tools import ToolReply, ToolRequest, Void
+from cacherl.rollout.tools import (
+    CacheSetup,
+    CacheTools,
+    Drop,
+    ExecuteLive,
+    OutageLog,
+    ToolError,
+    ToolReply,
+    ToolRequest,
+    Void,
+)
+from toolcache_client.errors import CacheUnavailable
+from toolcache_client.messages import Answer, ToolResult
 
 LOOK = 'so\n</think>\n\n<tool_call>\n{"name": "look", "arguments": {"place": "attic"}}\n</tool_call>'
 BAD = "so\n</think>\n\n<tool_call>\nnope\n</tool_call>"
 DONE = "ok\n</think>\n\nIn the attic."
-PIECES = [LOOK, BAD, DONE, "never closed", LOOK + BAD[BAD.index("<tool") :], "\n</think>\n\né\u2028"]
+THINKING = 'so <tool_call>\n{"name": "look", "arguments": {"place": "attic"}}\n</tool_call>'
+PIECES = [
+    LOOK,
+    BAD,
+    DONE,
+    THINKING,
+    "a <tool_call> or " + THINKING,
+    "never closed",
+    LOOK + BAD[BAD.index("<tool") :],
+    "\n</think>\n\né\u2028",
+]
 
 
 class EchoTools:
@@ -27,13 +53,21 @@ class EchoTools:
 
     def __init__(self) -> None:
         self.outages = 0
+        self.away_seconds = 0.0
         self.asked: list[list[str]] = []
 
     async def answer(self, requests: Sequence[ToolRequest]) -> list[ToolReply] | Void:
         self.asked.append([request.tool for request in requests])
         return [
             ToolReply(
-                content=f"saw {r.arguments}", is_error=False, tier="exact", trust=0.9, reason="exact", seconds=0.1
+                content=f"saw {r.arguments}",
+                is_error=False,
+                tier="exact",
+                trust=0.9,
+                reason="exact",
+                seconds=0.1,
+                cache_seconds=0.05,
+                saved_seconds=3.0,
             )
             for r in requests
         ]
@@ -41,6 +75,7 @@ class EchoTools:
 
 class GoneTools:
     outages = 1
+    away_seconds = 0.0
 
     async def answer(self, requests: Sequence[ToolRequest]) -> list[ToolReply] | Void:
         return Void(stop=StopReason.INFRASTRUCTURE, why="cache at :1 gave no answer")
@@ -69,6 +104,8 @@ def test_a_rollout_reads_like_the_conversation_it_was(renderer: Renderer, parser
         + "<|im_end|>"
     )
     assert (rollout.stop, rollout.answer, rollout.worst_tier) == (StopReason.ANSWERED, "In the attic.", "exact")
+    assert [(c.seconds, c.cache_seconds, c.saved_seconds) for c in rollout.calls] == [(0.1, 0.05, 3.0)]
+    assert rollout.cache_seconds == 0.05
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None)
@@ -83,9 +120,12 @@ def test_ids_mask_and_logprobs_stay_aligned_whatever_the_model_says(
     assert {i for i, mask in enumerate(rollout.loss_mask) if mask} == sampled
     assert all(p == (LOGPROB if mask else 0.0) for p, mask in zip(rollout.logprobs, rollout.loss_mask, strict=True))
     assert sum(turn.call_count for turn in rollout.turns) == len(rollout.calls)
+    assert len(rollout.ids) <= budgets.context_tokens
     for call in rollout.calls:
         assert call.span is not None
         assert renderer.tokenizer.decode(rollout.ids[slice(*call.span)]).startswith("<tool_call>")
+        turn = rollout.turns[call.turn]
+        assert turn.start <= call.span[0] < call.span[1] <= turn.end
 
 
 def test_an_unusable_call_is_told_to_the_model_and_asked_of_nobody(renderer: Renderer, parser: Parser) -> None:
@@ -118,6 +158,223 @@ def test_every_budget_has_its_stop_reason(
     assert rollout.answer == ""
     assert len(rollout.ids) <= budgets.context_tokens
     assert rollout.sampled_count <= budgets.sampled_tokens
+
+
+def test_a_budget_may_be_used_up_to_its_last_unit(renderer: Renderer, parser: Parser) -> None:
+    size = len(renderer.tokenizer.encode(LOOK)) + 1
+    done = len(renderer.tokenizer.encode(DONE)) + 1
+    free = play(renderer, parser, scripted(renderer, LOOK, DONE))
+
+    def stop(**limits: int) -> StopReason:
+        return play(renderer, parser, scripted(renderer, LOOK, DONE), budgets=Budgets(**limits)).stop
+
+    answered, cut = StopReason.ANSWERED, StopReason.TOKEN_BUDGET
+    assert (stop(turns=2), stop(turns=1)) == (answered, StopReason.TURN_BUDGET)
+    assert (stop(calls=1), stop(calls=0)) == (answered, StopReason.CALL_BUDGET)
+    assert (stop(turn_tokens=size), stop(turn_tokens=size - 1)) == (answered, cut)
+    assert (stop(sampled_tokens=size + done), stop(sampled_tokens=size + done - 1)) == (answered, cut)
+    assert (stop(context_tokens=len(free.ids)), stop(context_tokens=len(free.ids) - 1)) == (answered, cut)
+
+
+def test_the_calls_of_a_turn_that_exceeds_the_call_budget_are_not_executed(renderer: Renderer, parser: Parser) -> None:
+    tools = EchoTools()
+    two = LOOK + LOOK[LOOK.index("<tool") :]
+    rollout = play(renderer, parser, scripted(renderer, LOOK, two), tools, Budgets(calls=2))
+    assert (rollout.stop, tools.asked) == (StopReason.CALL_BUDGET, [["look"]])
+    assert [call.reason for call in rollout.calls] == ["exact", "not_executed", "not_executed"]
+
+
+def test_only_the_first_turn_is_held_to_a_least_length(renderer: Renderer, parser: Parser) -> None:
+    engine = scripted(renderer, LOOK, LOOK, DONE)
+    play(renderer, parser, engine, budgets=Budgets(first_turn_min_tokens=150))
+    assert [sampling.min_tokens for sampling in engine.samplings] == [150, 0, 0]
+
+
+def test_the_least_length_is_never_more_than_there_is_room_for(renderer: Renderer, parser: Parser) -> None:
+    engine = scripted(renderer, DONE)
+    play(renderer, parser, engine, budgets=Budgets(first_turn_min_tokens=150, sampled_tokens=100))
+    assert [(sampling.min_tokens, sampling.max_tokens) for sampling in engine.samplings] == [(100, 100)]
+
+
+def test_the_engine_is_told_which_turns_belong_to_one_rollout(renderer: Renderer, parser: Parser) -> None:
+    engine = scripted(renderer, LOOK, DONE)
+    episode = Episode(task_id="t", messages=opening("", "?"), open_tools=EchoTools)
+    loop = CacheAgentLoop(engine, renderer, parser, budgets=Budgets())
+    asyncio.run(loop.play_all([episode, episode, replace(episode, rollout="3/t/0")]))
+    turns = Counter(sampling.rollout for sampling in engine.samplings)
+    assert sorted(turns.values()) == [2, 2, 2]
+    assert turns["3/t/0"] == 2 and "" not in turns
+
+
+def test_the_results_of_a_call_inside_a_thought_stand_behind_a_closed_thought(
+    renderer: Renderer, parser: Parser
+) -> None:
+    rollout = play(renderer, parser, scripted(renderer, THINKING, DONE))
+    text = renderer.tokenizer.decode(rollout.completion_ids)
+    assert text.startswith(THINKING + "\n</think>\n\n<|im_end|>\n<|im_start|>user\n<tool_response>\nsaw")
+    assert [call.tier for call in rollout.calls] == ["exact"]
+    first, count = rollout.turns[0], len(renderer.tokenizer.encode(THINKING))
+    assert (first.start, first.end) == (rollout.prompt_length, rollout.prompt_length + count)
+    assert rollout.loss_mask[first.start : first.end] == (1,) * count
+    assert not any(rollout.loss_mask[first.end : rollout.turns[1].start])
+
+
+def test_a_thought_that_nothing_is_put_behind_stays_as_it_was_sampled(renderer: Renderer, parser: Parser) -> None:
+    rollout = play(renderer, parser, scripted(renderer, THINKING), budgets=Budgets(turns=1))
+    assert renderer.tokenizer.decode(rollout.completion_ids) == THINKING + "<|im_end|>"
+    assert rollout.loss_mask[-1] == 1
+
+
+@pytest.mark.parametrize("said", [LOOK, THINKING])
+def test_results_after_which_nothing_could_be_said_are_not_put_behind_a_turn(
+    renderer: Renderer, parser: Parser, said: str
+) -> None:
+    free = play(renderer, parser, scripted(renderer, said, DONE))
+    budgets = Budgets(context_tokens=free.turns[1].start)
+    rollout = play(renderer, parser, scripted(renderer, said, DONE), budgets=budgets)
+    assert rollout.stop is StopReason.TOKEN_BUDGET
+    assert len(rollout.ids) < len(free.ids[: free.turns[1].start])
+    assert "tool_response" not in renderer.tokenizer.decode(rollout.ids)
+
+
+def test_a_thought_that_there_is_no_room_to_close_is_not_closed_and_its_call_not_executed(
+    renderer: Renderer, parser: Parser
+) -> None:
+    tools = EchoTools()
+    whole = play(renderer, parser, scripted(renderer, THINKING), budgets=Budgets(turns=1))
+    rollout = play(renderer, parser, scripted(renderer, THINKING), tools, Budgets(context_tokens=len(whole.ids)))
+    assert (rollout.stop, rollout.ids, tools.asked) == (StopReason.TOKEN_BUDGET, whole.ids, [])
+
+
+@pytest.mark.parametrize(
+    ("said", "is_void"), [(LOOK, False), (DONE, False), (THINKING, False), (BAD, True), ("only a thought", True)]
+)
+def test_a_turn_is_void_without_a_usable_call_or_visible_text(
+    renderer: Renderer, parser: Parser, said: str, is_void: bool
+) -> None:
+    assert play(renderer, parser, scripted(renderer, said, DONE)).turns[0].is_void is is_void
+
+
+class StuckTools(EchoTools):
+    """Never answers."""
+
+    async def answer(self, requests: Sequence[ToolRequest]) -> list[ToolReply] | Void:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+
+def test_time_that_is_over_while_tools_work_ends_the_rollout_and_keeps_what_was_said(
+    renderer: Renderer, parser: Parser
+) -> None:
+    rollout = play(renderer, parser, scripted(renderer, LOOK), StuckTools(), Budgets(seconds=0.05))
+    assert (rollout.stop, rollout.why) == (StopReason.TIME_BUDGET, "")
+    assert [call.reason for call in rollout.calls] == ["not_executed"]
+    assert rollout.sampled_count == len(renderer.tokenizer.encode(LOOK)) + 1
+
+
+def test_time_that_is_over_because_the_cache_was_away_is_not_held_against_the_model(
+    renderer: Renderer, parser: Parser
+) -> None:
+    class Away(MemoryCache):
+        async def lookup(self, *arguments: Any, **terms: Any) -> list[Answer]:
+            raise CacheUnavailable("no answer", retry_in_s=60.0)
+
+    setup = CacheSetup(
+        cache=Away(frozenset()),
+        namespace="n",
+        writes=frozenset(),
+        on_miss=ToolError(),
+        on_outage=Drop(),
+        outage_patience_s=1000.0,
+        outage_log=OutageLog(),
+    )
+    tools = CacheTools(setup, None, environment="v1", rollout="r", group="g")
+    rollout = play(renderer, parser, scripted(renderer, LOOK), tools, Budgets(seconds=0.05))
+    assert (rollout.stop, rollout.outages) == (StopReason.INFRASTRUCTURE, 1)
+    assert "the cache was away" in rollout.why
+
+
+def test_an_outage_that_cost_less_than_the_time_beyond_the_budget_changes_nothing(
+    renderer: Renderer, parser: Parser
+) -> None:
+    tools = StuckTools()
+    tools.away_seconds = 1e-9
+    rollout = play(renderer, parser, scripted(renderer, LOOK), tools, Budgets(seconds=0.05))
+    assert rollout.stop is StopReason.TIME_BUDGET
+
+
+async def test_a_rollout_that_runs_out_of_time_while_it_executes_leaves_neither_lease_nor_task(
+    renderer: Renderer, parser: Parser
+) -> None:
+    may_end = threading.Event()
+
+    class Stuck:
+        def execute(self, tool: str, arguments: Mapping[str, Any]) -> ToolResult:
+            assert may_end.wait(20.0)
+            return ToolResult(content="too late")
+
+    cache = MemoryCache(frozenset())
+    setup = CacheSetup(
+        cache=cache,
+        namespace="n",
+        writes=frozenset(),
+        on_miss=ExecuteLive(),
+        on_outage=Drop(),
+        outage_log=OutageLog(),
+    )
+    tools = CacheTools(setup, Stuck, environment="v1", rollout="r", group="g")
+    two = LOOK + LOOK[LOOK.index("<tool") :].replace("attic", "hall")
+    loop = CacheAgentLoop(scripted(renderer, two), renderer, parser, budgets=Budgets(seconds=0.2))
+    rollout = await loop.play(Episode(task_id="t", messages=opening("", "?"), open_tools=lambda: tools))
+    may_end.set()
+    assert (rollout.stop, len(cache.lookups), cache.leases) == (StopReason.TIME_BUDGET, 1, {})
+    await asyncio.sleep(0)
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+def test_a_world_that_cannot_be_opened_voids_the_rollout(renderer: Renderer, parser: Parser) -> None:
+    def open_tools() -> EchoTools:
+        raise ToolUnavailable("no sandbox left")
+
+    loop = CacheAgentLoop(scripted(renderer, LOOK), renderer, parser, budgets=Budgets())
+    rollout = asyncio.run(loop.play(Episode(task_id="t", messages=opening("", "?"), open_tools=open_tools)))
+    assert (rollout.stop, rollout.why) == (StopReason.INFRASTRUCTURE, "no sandbox left")
+
+
+def test_a_timeout_that_is_not_the_rollout_s_own_is_not_taken_for_it(renderer: Renderer, parser: Parser) -> None:
+    class TimingOut(EchoTools):
+        async def answer(self, requests: Sequence[ToolRequest]) -> list[ToolReply] | Void:
+            raise TimeoutError("a socket, somewhere")
+
+    with pytest.raises(TimeoutError, match="a socket"):
+        play(renderer, parser, scripted(renderer, LOOK), TimingOut())
+
+
+def test_tokenizer_and_parser_never_work_on_the_event_loop(tokenizer: HFTokenizer, parser: Parser) -> None:
+    worked: set[str] = set()
+
+    class Telling:
+        """A tokenizer that tells which thread it works in."""
+
+        def encode(self, text: str) -> list[int]:
+            worked.add(threading.current_thread().name)
+            return tokenizer.encode(text)
+
+        def decode(self, ids: Sequence[int]) -> str:
+            worked.add(threading.current_thread().name)
+            return tokenizer.decode(ids)
+
+    class TellingParser(Parser):
+        def parse(self, text: str) -> Completion:
+            worked.add(threading.current_thread().name)
+            return parser.parse(text)
+
+    renderer = Renderer(Telling())
+    engine = ScriptedEngine(tokenizer, by_turn(LOOK, THINKING, BAD, DONE))
+    worked.clear()
+    rollout = play(renderer, TellingParser([]), engine)
+    assert rollout.stop is StopReason.ANSWERED
+    assert worked and all(name.startswith("rollout-text") for name in worked)
 
 
 def test_a_void_answer_ends_the_rollout_as_infrastructure_not_as_error(renderer: Renderer, parser: Parser) -> None:

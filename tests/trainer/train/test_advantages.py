@@ -17,3 +17,8 @@ def test_a_void_rollout_is_out_of_the_baseline_and_has_no_advantage() -> None:
 @given(st.lists(st.floats(0, 1), min_size=1))
 def test_advantages_sum_to_nothing(rewards_G: list[float]) -> None:
     assert sum(group_advantages(rewards_G)) == pytest.approx(0.0, abs=1e-9)
+
+
+@given(st.floats(0, 1), st.integers(1, 16))
+def test_equal_rewards_give_zeros_and_nothing_near_them(reward: float, count: int) -> None:
+    assert group_advantages([reward] * count) == [0.0] * count

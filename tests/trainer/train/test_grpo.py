@@ -1,7 +1,7 @@
 """GRPO end to end on a byte model: nothing is learned in two steps, but every number must be the right one."""
 
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -10,34 +10,17 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
-from cacherl.adapters.byte_tokenizer import make_byte_tokenizer
-from cacherl.adapters.hf_tokenizer import HFTokenizer
 from cacherl.adapters.memory_cache import MemoryCache
-from cacherl.adapters.scripted_engine import ScriptedEngine
+from cacherl.errors import RunMisconfigured
 from cacherl.reward.answer import MilestoneJudge
-from cacherl.reward.process import ProcessWeights
-from cacherl.reward.tier_aware import Reward, TierAwareReward
-from cacherl.rollout.loop import Budgets, CacheAgentLoop
-from cacherl.rollout.parser import CallStatus, Parser
-from cacherl.rollout.renderer import Renderer
-from cacherl.rollout.rollout import AnswerTier, CallRecord, Rollout, StopReason
+from cacherl.rollout.loop import Budgets
 from cacherl.rollout.tools import CacheLookup, writing_tools
-from cacherl.train.grpo import (
-    Collector,
-    FromCache,
-    FromWorld,
-    GrpoReport,
-    ScoredRollout,
-    Scorer,
-    ToolSource,
-    step_metrics,
-    train_grpo,
-    training_row,
-)
+from cacherl.train.checkpoints import MARKER
+from cacherl.train.grpo import FromCache, FromWorld, GrpoReport, ToolSource, train_grpo
 from cacherl.train.grpo_settings import GrpoSettings
+from cacherl.train.step_metrics import METRICS
 from cacherl.worlds.support_desk import SupportDesk
-from toolcache_client.errors import CacheUnavailable
-from toolcache_client.messages import Answer, LookupItem
+from tests.trainer.train.grpo_job import Parity, SeededEngine, make_model
 
 WORLD = SupportDesk(seed=0)
 WRITES = writing_tools(WORLD.tools)
@@ -47,22 +30,34 @@ SETTINGS = GrpoSettings(
     group_size=3,
     micro_batch=3,
     learning_rate=1e-4,
+    overlong="score",
+    void_turns="score",
+    extra_groups=0,
     budgets=Budgets(turns=2, turn_tokens=12),
 )
 
 
 def run(
-    model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path, source: ToolSource, **changes: Any
+    model: Qwen3ForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    out: Path,
+    source: ToolSource | None = None,
+    judge: Any = None,
+    engine: SeededEngine | None = None,
+    resume: bool = False,
+    **changes: Any,
 ) -> GrpoReport:
     return train_grpo(
         model=model,
         tokenizer=tokenizer,
         world=WORLD,
-        tasks=WORLD.tasks("train", 4),
-        source=source,
-        judge=MilestoneJudge(writes=WRITES),
+        tasks=WORLD.tasks("train", 6),
+        source=source or FromWorld(),
+        judge=judge or MilestoneJudge(writes=WRITES),
         settings=replace(SETTINGS, **changes),
         output_dir=out,
+        engine=engine,
+        resume=resume,
     )
 
 
@@ -76,147 +71,130 @@ def test_two_steps_leave_two_lines_of_metrics(
         opened.append(MemoryCache(WRITES))
         yield opened[-1]
 
-    source = FromCache(open_cache=open_cache, namespace="support_desk")
-    report = run(model, tokenizer, tmp_path, source, overlong="score")
+    report = run(model, tokenizer, tmp_path, FromCache(open_cache=open_cache, namespace="support_desk"))
     assert len(opened) == 1
     logged = [json.loads(line) for line in (tmp_path / "grpo.jsonl").read_text().splitlines()]
-    assert logged == json.loads(json.dumps(list(report.steps)))
+    assert logged == list(report.steps)
     assert [line["step"] for line in logged] == [1, 2]
+    assert all(set(line) == set(METRICS) for line in logged)
     assert all(line["rollouts"] == 6 and sum(line["stops"].values()) == 6 for line in logged)
     assert all(line["loss"] is not None and line["update_seconds"] > 0 for line in logged)
+    assert all(0 < line["rollout_seconds"] + line["update_seconds"] <= line["step_seconds"] for line in logged)
     assert not model.training
 
 
-def test_the_control_run_needs_no_cache(
+def test_the_model_itself_samples_as_the_trainer_sees_it(
     model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
-    assert len(run(model, tokenizer, tmp_path, FromWorld(), steps=1).steps) == 1
+    report = run(model, tokenizer, tmp_path, judge=Parity(), learning_rate=1e-2)
+    for line in report.steps:
+        assert line["trained_tokens"] == line["sampled_tokens"] > 0
+        assert line["mismatch_max"] < 1e-4
+        assert line["correction_truncated"] == line["weight_version_spread"] == 0
+        assert 0 <= line["engine_idle_share"] < 1
 
 
-# ---- what a step's numbers are, worked out by hand
+def test_an_engine_follows_the_weights_before_every_step_and_stays_the_callers(
+    model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    engine = SeededEngine()
+    report = run(model, tokenizer, tmp_path, judge=Parity(), engine=engine, steps=3)
+    assert engine.followed == [0, 1, 2]
+    assert not engine.closed
+    for line in report.steps:
+        assert line["weight_version_spread"] == 0
+        assert line["mismatch_max"] > 0.1  # its logprobs are made up
+        assert line["mismatch_k3"] > 0
 
 
-def call(
-    tier: AnswerTier | None, trust: float = 1.0, status: CallStatus = CallStatus.OK, seconds: float = 1.0
-) -> CallRecord:
-    return CallRecord(
-        turn=0,
-        status=status,
-        name="get_order",
-        arguments={},
-        span=None,
-        tier=tier,
-        trust=trust,
-        reason="",
-        result="",
-        is_error=False,
-        seconds=seconds,
-    )
+def test_groups_that_teach_nothing_are_replaced_and_counted(
+    model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    class Equal:
+        def score(self, *_: Any) -> float:
+            return 0.7
+
+    [line] = run(model, tokenizer, tmp_path, judge=Equal(), engine=SeededEngine(), steps=1, extra_groups=1.5).steps
+    assert line["rollouts"] == 6 + 9  # both places once, one of them twice
+    assert (line["groups_replaced"], line["zero_variance_groups"], line["trained_rollouts"]) == (3, 2, 0)
 
 
-def rollout(stop: StopReason, *calls: CallRecord) -> Rollout:
-    return Rollout(
-        task_id="t",
-        group="g",
-        ids=(1, 2, 3, 4),
-        loss_mask=(0, 1, 0, 1),
-        logprobs=(0.0, -1.0, 0.0, -2.0),
-        prompt_length=1,
-        turns=(),
-        calls=calls,
-        stop=stop,
-        answer="",
-        seconds=0.0,
-        generate_seconds=2.0,
-        tool_seconds=0.5,
-        outages=1 if stop is StopReason.INFRASTRUCTURE else 0,
-    )
+def test_a_run_of_one_seed_plays_and_trains_the_same_again(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    seen = []
+    for name in ("a", "b"):
+        report = run(
+            make_model(len(tokenizer)),
+            tokenizer,
+            tmp_path / name,
+            judge=Parity(),
+            engine=SeededEngine(),
+            extra_groups=1.0,
+            steps=3,
+        )
+        names = ("reward", "loss", "grad_norm", "groups_replaced", "entropy")
+        seen.append([[line[name] for name in names] for line in report.steps])
+    assert seen[0] == seen[1]
 
 
-def reward(total: float, answer: float, process: float, weight: float = 0.6) -> Reward:
-    return Reward(total=total, answer=answer, process=process, answer_weight=weight, process_weight=0.4)
+# ---- what is refused before anything starts
 
 
-SCORED = [
-    ScoredRollout(
-        rollout=rollout(StopReason.ANSWERED, call("exact"), call("live", seconds=3.0)), reward=reward(1.0, 1, 1)
-    ),
-    ScoredRollout(
-        rollout=rollout(StopReason.TOKEN_BUDGET, call("exact"), call("approximate", 0.2)),
-        reward=reward(0.4, 0, 1, weight=0.1),
-    ),
-    ScoredRollout(rollout=rollout(StopReason.INFRASTRUCTURE, call(None, 0.0)), reward=None),
-    ScoredRollout(
-        rollout=rollout(StopReason.ANSWERED, call(None, 0.0, CallStatus.INVALID_JSON)), reward=reward(0.1, 0, 0.25)
-    ),
-]
+@pytest.mark.parametrize(
+    ("changes", "processes", "said"),
+    [
+        ({"prompts_per_step": 7, "micro_batch": 1}, "1", "6 tasks are fewer than prompts_per_step = 7"),
+        ({"prompts_per_step": 3}, "2", "no multiple of the 2 processes"),
+        ({"prompts_per_step": 2, "micro_batch": 6}, "2", "micro_batch 6 does not divide the 3 rollouts of a process"),
+    ],
+)
+def test_sizes_that_cannot_be_shared_out_are_refused(
+    model: Qwen3ForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, Any],
+    processes: str,
+    said: str,
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", processes)
+    with pytest.raises(RunMisconfigured, match=said):
+        run(model, tokenizer, tmp_path, **changes)
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_the_numbers_of_a_step_worked_out_by_hand() -> None:
-    got = step_metrics(SCORED, group_size=2)
-    assert (got["rollouts"], got["void"], got["outages"]) == (4, 1, 1)
-    assert got["reward"] == pytest.approx((1.0 + 0.4 + 0.1) / 3)
-    assert got["reward_answer"] == pytest.approx(1 / 3)
-    assert got["reward_process"] == pytest.approx(2.25 / 3)
-    assert got["validation_reward"] == pytest.approx((1.0 + 0.4 + 0.1) / 3)
-    assert got["reward_by_worst_tier"] == {
-        "exact": {"count": 1, "mean": 1.0},
-        "approximate": {"count": 1, "mean": 0.4},
-        "none": {"count": 1, "mean": 0.1},
-    }
-    assert got["tier_mix"] == {"live": 1, "exact": 2, "similar": 0, "approximate": 1, "miss": 0}
-    assert got["trust"] == pytest.approx((1 + 1 + 1 + 0.2) / 4)
-    assert got["stops"] == {"answered": 2, "token_budget": 1, "infrastructure": 1}
-    assert (got["calls"], got["live_calls"], got["unusable_calls"]) == (6, 1, 1)
-    assert got["zero_variance_groups"] == 1  # the second group has one scored rollout, equal to its own mean
-    assert (got["sampled_tokens"], got["generate_seconds_sum"], got["tool_seconds_sum"]) == (8, 8.0, 2.0)
-    assert (got["tool_seconds_p50"], got["tool_seconds_p99"]) == (1.0, 3.0)
+def test_a_rollouts_ratio_cannot_weigh_its_turns() -> None:
+    with pytest.raises(ValueError, match="gspo has one ratio a rollout"):
+        replace(SETTINGS, loss="gspo", credit="trust")
 
 
-def test_the_row_of_a_rollout_begins_after_its_prompt() -> None:
-    row = training_row(SCORED[0], 258, "mask")
-    assert (row.prompt_ids, row.completion_ids, row.env_mask) == ((1,), (2, 3, 4), (1, 0, 1))
-    assert (row.logprobs, row.reward) == ((-1.0, 0.0, -2.0), 1.0)
+def test_a_folder_with_another_runs_checkpoint_is_refused_unless_that_run_goes_on(
+    model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    first = run(model, tokenizer, tmp_path, steps=1, checkpoint_every=1)
+    with pytest.raises(RunMisconfigured, match="checkpoint-1 of an earlier run"):
+        run(model, tokenizer, tmp_path, steps=1)
+    again = run(model, tokenizer, tmp_path, steps=1, checkpoint_every=1, resume=True)
+    assert again.steps == first.steps
 
 
-def test_a_cut_rollout_is_masked_and_yet_in_the_baseline() -> None:
-    assert training_row(SCORED[1], 258, "mask").env_mask == (0, 0, 0)
-    assert training_row(SCORED[1], 258, "mask").reward == 0.4
-    assert training_row(SCORED[1], 258, "score").env_mask == (1, 0, 1)
+def test_a_checkpoint_whose_writing_was_cut_short_is_passed_over(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    def play(resume: bool) -> list[float]:
+        model = make_model(len(tokenizer))
+        report = run(
+            model,
+            tokenizer,
+            tmp_path,
+            judge=Parity(),
+            engine=SeededEngine(),
+            resume=resume,
+            checkpoint_every=1,
+        )
+        return [line["grad_norm"] for line in report.steps]
 
-
-def test_a_void_rollout_is_masked_and_has_no_reward() -> None:
-    row = training_row(SCORED[2], 258, "score")
-    assert (row.env_mask, row.reward) == ((0, 0, 0), None)
-
-
-def test_a_rollout_that_never_began_gets_one_masked_filler() -> None:
-    fields = {name: getattr(SCORED[2].rollout, name) for name in Rollout.__dataclass_fields__}
-    never = Rollout(**{**fields, "ids": (1,), "loss_mask": (0,), "logprobs": (0.0,)})
-    row = training_row(ScoredRollout(rollout=never, reward=None), 258, "mask")
-    assert (row.completion_ids, row.env_mask, row.logprobs) == ((258,), (0,), (0.0,))
-
-
-async def test_a_cache_that_is_down_voids_its_rollouts_and_no_others() -> None:
-    class Down(MemoryCache):
-        async def lookup(self, namespace: str, items: Sequence[LookupItem]) -> list[Answer]:
-            raise CacheUnavailable("no answer in 2 s")
-
-    @asynccontextmanager
-    async def open_cache() -> AsyncIterator[CacheLookup]:
-        yield Down(WRITES)
-
-    asks = '\n</think>\n\n<tool_call>\n{"name": "get_order", "arguments": {"order_id": "1"}}\n</tool_call>'
-    tasks = WORLD.tasks("train", 2)
-    tokenizer = HFTokenizer(make_byte_tokenizer())
-    engine = ScriptedEngine(tokenizer, lambda prompt: asks if tasks[0].prompt in prompt else "\n</think>\n\nHi.")
-    loop = CacheAgentLoop(engine, Renderer(tokenizer), Parser(WORLD.tools), budgets=Budgets())
-    scorer = Scorer(MilestoneJudge(writes=WRITES), TierAwareReward(), ProcessWeights())
-    source = FromCache(open_cache=open_cache, namespace="support_desk")
-    collector = Collector(loop, WORLD, tasks, source, scorer, SETTINGS)
-    scored = await collector.collect([0, 0, 1, 1], step=0)
-    await collector.aclose()
-    assert [one.rollout.stop.value for one in scored] == ["infrastructure"] * 2 + ["answered"] * 2
-    assert [one.reward is None for one in scored] == [True, True, False, False]
-    assert collector.outage_log.count == 2
-    assert len({one.rollout.group for one in scored}) == 2
+    whole = play(resume=False)
+    (tmp_path / "checkpoint-2" / MARKER).unlink()
+    (tmp_path / "checkpoint-2" / "model.safetensors").write_bytes(b"half of it")
+    assert play(resume=True) == whole
+    assert (tmp_path / "checkpoint-2" / MARKER).exists()

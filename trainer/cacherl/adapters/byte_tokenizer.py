@@ -6,7 +6,7 @@ For tests and for looking at what a renderer does; a model that is to learn want
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from cacherl.rollout.renderer import END_OF_TURN, MARKS
+from cacherl.rollout.chat_format import END_OF_TURN, MARKS
 
 
 def make_byte_tokenizer() -> PreTrainedTokenizerFast:

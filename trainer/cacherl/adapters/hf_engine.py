@@ -1,11 +1,12 @@
 """A Hugging Face model as the engine: continuous batching with a KV cache, in one worker thread.
 
 Requests that are pending together are prefilled together; later ones join the running batch at the next token, and
-finished rows leave it at once. Sampling is our own, from the raw logits: the log-probability handed out is exactly
-the log-softmax (at the sampling temperature) of the sampled token.
+finished or abandoned rows leave it at once. Sampling is our own, from the raw logits: the log-probability handed out
+is exactly the log-softmax (at the sampling temperature) of the sampled token.
 
-Covered: decoder-only models with full attention whose cache is a DynamicCache. Not covered: sliding windows, a
-prefix cache across turns (each turn prefills its whole prompt), several devices.
+Covered: decoder-only models with full attention whose cache is a DynamicCache, with or without adapters, on one
+device. Not covered: sliding windows, a prefix cache across turns (each turn prefills its whole prompt), a model whose
+parameters are sharded over processes (they would have to decode in step).
 
 B rows, T cached positions, V vocabulary, P prompt length.
 """
@@ -42,16 +43,20 @@ class HFEngine:
     def __init__(self, model: PreTrainedModel, *, max_rows: int = 64) -> None:
         self._model = model
         self._max_rows = max_rows
+        self._vocabulary: int = model.config.vocab_size
         self._pending: list[_Row] = []
         self._wake = threading.Condition()
         self._closed = False
         self.weight_version = 0
-        """Raise it after each update of the weights; generations carry it."""
+        """Of the weights that sample now; generations carry it."""
         self._worker = threading.Thread(target=self._work, name="hf-engine", daemon=True)
         self._worker.start()
 
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generation:
         """Continue one prompt. Raises EngineFailed."""
+        if not prompt_ids or not 0 <= min(prompt_ids) <= max(prompt_ids) < self._vocabulary:
+            # On a GPU one such id in a batch ends the process's whole use of the GPU.
+            raise EngineFailed(f"a prompt is empty or has ids outside the vocabulary of {self._vocabulary}")
         row = _Row(prompt_ids=list(prompt_ids), sampling=sampling, version=self.weight_version)
         # One turn of the event loop, so that trajectories which were woken together are prefilled together.
         await asyncio.sleep(0)
@@ -61,6 +66,18 @@ class HFEngine:
             self._pending.append(row)
             self._wake.notify()
         return await asyncio.wrap_future(row.done)
+
+    @property
+    def is_the_model(self) -> bool:
+        return True
+
+    def follow(self, model: PreTrainedModel, version: int) -> None:
+        """Nothing to copy: it samples from the model itself. Raises EngineFailed for another model."""
+        if model is not self._model:
+            raise EngineFailed(
+                "this engine samples from the model it was made with; make another one for another model"
+            )
+        self.weight_version = version
 
     def close(self) -> None:
         """Stop the thread; whatever is under way fails with EngineFailed."""
@@ -78,6 +95,8 @@ class HFEngine:
         self.close()
 
     def _work(self) -> None:
+        if self._model.device.type == "cuda":
+            torch.cuda.set_device(self._model.device)  # a new thread starts on the first GPU
         batch = _Batch(self._model)
         while True:
             new = self._admit(room=self._max_rows - len(batch.rows), wait=not batch.rows)
@@ -97,14 +116,14 @@ class HFEngine:
                 self._wake.wait()
             if self._closed:
                 return None
-            new, self._pending = self._pending[:room], self._pending[room:]
-        return [row for row in new if row.done.set_running_or_notify_cancel()]
+            wanted = [row for row in self._pending if not row.done.cancelled()]
+            new, self._pending = wanted[:room], wanted[room:]
+        return new
 
     @staticmethod
     def _fail(rows: "Sequence[_Row]", error: EngineFailed) -> None:
         for row in rows:
-            if not row.done.done():
-                row.done.set_exception(error)
+            row.settle(error)
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -132,7 +151,12 @@ class _Row:
 
     @property
     def is_over(self) -> bool:
-        return self.stopped or len(self.ids) >= self.sampling.max_tokens
+        return self.stopped or len(self.ids) >= self.sampling.max_tokens or self.done.cancelled()
+
+    @property
+    def forbidden(self) -> int | None:
+        """The token that must not be drawn next: the stop token, as long as there are too few."""
+        return self.sampling.stop_id if len(self.ids) < self.sampling.min_tokens else None
 
     def finish(self) -> None:
         generation = Generation(
@@ -141,7 +165,16 @@ class _Row:
             finish_reason="stop" if self.stopped else "length",
             weight_version=self.version,
         )
-        self.done.set_result(generation)
+        self.settle(generation)
+
+    def settle(self, outcome: Generation | EngineFailed) -> None:
+        """Tell the caller, unless it was told or gave up; it may give up at any moment, from its own thread."""
+        if self.done.done() or not self.done.set_running_or_notify_cancel():
+            return
+        if isinstance(outcome, EngineFailed):
+            self.done.set_exception(outcome)
+        else:
+            self.done.set_result(outcome)
 
 
 class _SlackLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # transformers' __init_subclass__ is untyped
@@ -248,6 +281,7 @@ class _Batch:
             logits,
             temperatures=[row.sampling.temperature for row in rows],
             draws=[row.chance.random() for row in rows],
+            forbidden=[row.forbidden for row in rows],
         )
         for row, token, logprob in zip(rows, tokens, logprobs, strict=True):
             row.take(token, logprob)
@@ -278,20 +312,27 @@ class _Batch:
         self._cache, self._mask = cache, mask
 
 
-def sample(logits: Tensor, *, temperatures: Sequence[float], draws: Sequence[float]) -> tuple[list[int], list[float]]:
+def sample(
+    logits: Tensor, *, temperatures: Sequence[float], draws: Sequence[float], forbidden: Sequence[int | None]
+) -> tuple[list[int], list[float]]:
     """One token a row from logits [B, V], with its log-probability in nats.
 
     `draws` are uniform numbers in 0..1; the token is the one where the cumulated probability passes the draw, so a
-    row's token does not depend on its neighbours. Temperature 0 takes the likeliest token.
+    row's token does not depend on its neighbours. Temperature 0 takes the likeliest token. A forbidden token (None:
+    none) is not drawn, yet the log-probabilities are those of the distribution that has it.
     """
     heat = torch.tensor([t if t > 0 else 1.0 for t in temperatures], device=logits.device)
     logprobs = torch.log_softmax(logits.float() / heat[:, None], dim=-1)
     # Doubles: float32 sums over a vocabulary of 150k are off by more than rare tokens weigh.
-    cumulated = logprobs.double().exp().cumsum(-1)
+    weights = logprobs.double().exp()
+    for row, token in enumerate(forbidden):
+        if token is not None:
+            weights[row, token] = 0.0
+    cumulated = weights.cumsum(-1)
     target = torch.tensor(draws, dtype=torch.double, device=logits.device)[:, None] * cumulated[:, -1:]
     drawn = torch.searchsorted(cumulated, target, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)
     greedy = torch.tensor([t <= 0 for t in temperatures], device=logits.device)
-    tokens = torch.where(greedy, logprobs.argmax(-1), drawn)
+    tokens = torch.where(greedy, weights.argmax(-1), drawn)
     return tokens.tolist(), logprobs.gather(-1, tokens[:, None]).squeeze(-1).tolist()
 
 

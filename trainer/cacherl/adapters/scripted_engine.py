@@ -10,13 +10,19 @@ LOGPROB = -0.5
 
 
 class ScriptedEngine:
-    """Answers each prompt (as text) with a scripted completion text, `<|im_end|>` added, cut at the token budget."""
+    """Answers each prompt (as text) with a scripted completion text, `<|im_end|>` added, cut at the token budget.
+
+    A script says what it says: `min_tokens`, temperature and seed change nothing.
+    """
 
     def __init__(self, tokenizer: Tokenizer, reply: Callable[[str], str]) -> None:
+        self.samplings: list[Sampling] = []
+        """How it was asked to continue, in order."""
         self._tokenizer = tokenizer
         self._reply = reply
 
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generation:
+        self.samplings.append(sampling)
         said = self._reply(self._tokenizer.decode(prompt_ids)) + END_OF_TURN
         ids = self._tokenizer.encode(said)
         kept = tuple(ids[: sampling.max_tokens])

@@ -1,28 +1,41 @@
 """TRL's GRPOTrainer as the update step: we play the rollouts, TRL computes advantages, loss and update.
 
 The only file that imports trl. It relies on trl 1.16 internals (`rollout_func`, `env_mask`, a row's extra keys
-reaching the reward, `_generate_and_score_completions`) and checks at every step that they held: a mask that is
-ignored would train on the tools' words without a sound. Traps it is built around:
+reaching the reward, `_generate_and_score_completions`, `_compute_loss`) and checks at every step that they held: a mask
+that is ignored would train on the tools' words without a sound. Traps it is built around:
 
 * `tools` or `environment_factory` beside `rollout_func` make TRL ignore `env_mask`: never passed, and checked.
 * `rollout_func` gets prompts without their rows: a small subclass keeps them.
 * A void rollout gets reward None (out of the baseline, advantage 0) and an all-zero mask.
 * TRL's own overlong masking looks at the last token only; ours comes from the stop reason, in the mask we send.
-* Without vLLM the sampling logprobs we send are not used, and need not be: one optimizer step a batch of rollouts,
-  sampled from the very weights that are updated.
+* TRL corrects for the engine's logprobs only where its own vLLM generates. Ours is a factor on each token's advantage:
+  being positive, it passes through the clipped objective's minimum as if it stood before it.
+* TRL's dataset has one row for every group of the run, in order. So nothing is shuffled twice, and a resumed run finds
+  its place by counting.
+* TRL loads the reference of a KL term from where the model's config says it came from, which may be anything by now:
+  it is given the weights that training starts from.
 
-Not covered: several processes; per-token advantages; a KL term (the loss runs without a reference model).
+What needs more than one GPU is TRL's and accelerate's affair; here every process plays whole groups, and the engine
+that runs the trained model itself is refused where no process holds all of it.
+
+B rollouts, T tokens of the longest completion, P tokens of the longest prompt.
 """
 
+from __future__ import annotations
+
 import logging
+import os
+import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
@@ -31,45 +44,33 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 
 from cacherl.errors import RunMisconfigured, TrainerContractBroken
 from cacherl.train.advantages import group_advantages
+from cacherl.train.checkpoints import drop_old, mark_complete
+from cacherl.train.grpo_settings import GrpoSettings
+from cacherl.train.processes import launched_processes
+from cacherl.train.scoring import TrainingRow
+from cacherl.train.token_sums import TokenSums
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingRow:
-    """One rollout as TRL needs it. The four sequences after the prompt have equal length, at least 1."""
+class Asked:
+    """The rollouts that one process is to play for one step."""
 
-    prompt_ids: Sequence[int]
-    completion_ids: Sequence[int]
-    logprobs: Sequence[float]
-    env_mask: Sequence[int]
-    """1 where the policy sampled the token and it is to be trained."""
-    reward: float | None
-    """None: void, no part in the baseline."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UpdateSettings:
-    """What TRL is told. rollouts a step = prompts_per_step * group_size."""
-
-    steps: int
-    prompts_per_step: int
-    group_size: int
-    micro_batch: int
-    """Rollouts of one forward and backward pass; divides the rollouts of a step."""
-    learning_rate: float
-    warmup_steps: int
-    clip_low: float
-    clip_high: float
-    temperature: float
-    """Must be the sampling temperature: the loss takes log-probabilities at it."""
-    max_grad_norm: float
-    gradient_checkpointing: bool
-    seed: int
+    model: PreTrainedModel
+    """The weights to sample from; with several processes perhaps only this one's part of them."""
+    step: int
+    """From 0."""
+    task_indices: Sequence[int]
+    """One a rollout; groups stand together."""
+    first_place: int
+    """The step's place of the first of these groups; the places before are other processes'."""
 
 
-Collect = Callable[[Sequence[int], int], list[TrainingRow]]
-"""Plays one rollout for each task index (groups stand together), given the step from 0."""
-OnStep = Callable[[Mapping[str, float]], None]
-"""Told of TRL's metrics after each optimizer step."""
+Play = Callable[[Asked], list[TrainingRow]]
+"""Plays one rollout for each task index asked for."""
+OnStep = Callable[[Mapping[str, float], TokenSums], None]
+"""Told of TRL's metrics and of the sums over this process's tokens after each optimizer step, in every process."""
 
 
 def run_grpo(
@@ -77,23 +78,32 @@ def run_grpo(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
-    settings: UpdateSettings,
-    collect: Collect,
+    order: Sequence[int],
+    settings: GrpoSettings,
+    engine_is_the_model: bool,
+    play: Play,
     on_step: OnStep,
     output_dir: Path,
+    checkpoint: Path | None = None,
 ) -> None:
-    """Train the model in place. `prompts` name the tasks by index; what is played for them is `collect`'s affair."""
+    """Train the model in place, or go on from a checkpoint of the same run.
+
+    `order` names the tasks of all steps, `settings.prompts_per_step` each; `prompts` are the tasks' words, which only
+    TRL's books read. Raises RunMisconfigured, TrainerContractBroken.
+    """
     trainer = make_trainer(
         model=model,
         tokenizer=tokenizer,
         prompts=prompts,
+        order=order,
         settings=settings,
-        collect=collect,
+        engine_is_the_model=engine_is_the_model,
+        play=play,
         on_step=on_step,
         output_dir=output_dir,
     )
     with _without_known_warnings():
-        trainer.train()
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     model.train(False)
 
 
@@ -102,28 +112,275 @@ def make_trainer(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
-    settings: UpdateSettings,
-    collect: Collect,
+    order: Sequence[int],
+    settings: GrpoSettings,
+    engine_is_the_model: bool,
+    play: Play,
     on_step: OnStep,
     output_dir: Path,
-) -> "RowKeepingTrainer":
-    """The trainer, ready to train. Raises RunMisconfigured for sizes that do not divide."""
-    if len(prompts) < settings.prompts_per_step:
-        raise RunMisconfigured(f"{len(prompts)} tasks are fewer than prompts_per_step = {settings.prompts_per_step}")
-    rows = [{"prompt": prompt, "task_index": index} for index, prompt in enumerate(prompts)]
+) -> RolloutTrainer:
+    """The trainer, ready to train. Raises RunMisconfigured."""
+    _check_precision(model)
+    rows = [
+        {"prompt": prompts[task], "task_index": task, "row": row, "place": row % settings.prompts_per_step}
+        for row, task in enumerate(order)
+    ]
     with _without_known_warnings():
-        trainer = RowKeepingTrainer(
-            model=model,
-            reward_funcs=[_given_reward],
-            args=_config(settings, output_dir, model.device),
-            train_dataset=Dataset.from_list(rows),
-            processing_class=tokenizer,
-            rollout_func=_rollout_func(model, collect),
-            callbacks=[_Report(on_step)],
+        arguments = _config(settings, output_dir, on_cpu=_trains_on_cpu(model))
+        with _reference_at_hand(model, output_dir, is_needed=settings.kl > 0):
+            trainer = RolloutTrainer(
+                play=play,
+                settings=settings,
+                corrects=settings.correction == "token" and not engine_is_the_model,
+                model=model,
+                reward_funcs=[_given_reward],
+                args=arguments,
+                train_dataset=Dataset.from_list(rows),
+                processing_class=tokenizer,
+            )
+    if engine_is_the_model and _is_sharded(trainer):
+        raise RunMisconfigured(
+            "an engine that runs the trained model itself needs all of it in one process; under FSDP or DeepSpeed "
+            "ZeRO-3 take vllm or vllm-server as the engine"
         )
     # It prints every metric as a dict; ours go to the log of the run.
     trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(_Report(trainer, on_step))
+    trainer.add_callback(_Checkpoints(settings.keep_checkpoints))
     return trainer
+
+
+def gather(items: list[_T]) -> list[_T]:
+    """The items of all processes, in the processes' order; in every process. To be called once a trainer exists."""
+    return list(gather_object(items))
+
+
+class RolloutTrainer(GRPOTrainer):
+    """GRPOTrainer that has its rollouts played for the rows of the batch and weighs the advantage of every token."""
+
+    def __init__(self, *, play: Play, settings: GrpoSettings, corrects: bool, **arguments: Any) -> None:
+        for forbidden in ("tools", "environment_factory"):
+            if arguments.get(forbidden) is not None:
+                raise RunMisconfigured(f"{forbidden} must not be set beside rollout_func: env_mask would be ignored")
+        super().__init__(rollout_func=_rollout_func, **arguments)
+        self.tokens = TokenSums()
+        """Of the step's micro batches so far."""
+        self._play = play
+        self._settings = settings
+        self._corrects = corrects
+        self._rows: Sequence[Mapping[str, Any]] = ()
+        self._played: list[TrainingRow] = []
+        self._micro_batch: dict[str, Tensor] | None = None
+        logging.getLogger("trl.trainer.grpo_trainer").addFilter(_is_not_void_warning)
+
+    def play(self) -> dict[str, list[Any]]:
+        """What TRL's rollout_func is to give for the rows of this batch."""
+        step = self.state.global_step
+        if self._rows[0]["row"] // self._settings.prompts_per_step != step:
+            raise TrainerContractBroken(f"TRL is at row {self._rows[0]['row']} of the dataset at step {step}")
+        model = self.accelerator.unwrap_model(self.model)
+        was_training = model.training
+        model.train(False)
+        try:
+            self._played = self._play(
+                Asked(
+                    model=model,
+                    step=step,
+                    task_indices=[row["task_index"] for row in self._rows],
+                    first_place=self._rows[0]["place"],
+                )
+            )
+        finally:
+            model.train(was_training)
+        return {
+            "prompt_ids": [list(row.prompt_ids) for row in self._played],
+            "completion_ids": [list(row.completion_ids) for row in self._played],
+            "logprobs": [list(row.logprobs) for row in self._played],
+            "env_mask": [row.mask for row in self._played],
+            "given_reward": [row.reward for row in self._played],
+        }
+
+    def create_model_card(self, *_: Any, **__: Any) -> None:
+        """None: TRL would write one beside every checkpoint, about what it knows nothing of."""
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        self._rows = inputs
+        scored: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        check_scored(scored, self._played, self._settings.group_size)
+        weighed = token_advantages(self._played, self._settings.group_size, width=scored["completion_ids"].shape[1])
+        scored["advantages"] = weighed.to(scored["advantages"].device)
+        self.tokens = TokenSums()
+        return scored
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
+        self._micro_batch = trimmed(inputs)
+        loss: Tensor = super()._compute_loss(model, self._micro_batch)  # type: ignore[no-untyped-call]
+        if self._micro_batch is not None:
+            raise TrainerContractBroken("TRL computed a loss without asking for the logprobs of the tokens")
+        return loss
+
+    def _get_per_token_logps_and_entropies(self, *arguments: Any, **named: Any) -> Any:
+        """TRL's; where it is for a loss, the correction is formed from it.
+
+        That costs no pass of its own: with one optimizer step a batch of rollouts, the weights are still those that
+        were sampled from. TRL reads the advantages only afterwards (tests hold it by values).
+        """
+        logprobs, entropies, auxiliary = super()._get_per_token_logps_and_entropies(*arguments, **named)
+        if self._micro_batch is not None:
+            inputs, self._micro_batch = self._micro_batch, None
+            mask = inputs["completion_mask"] * inputs["tool_mask"]
+            log_ratio = (logprobs.detach().double() - inputs["sampling_per_token_logps"]) * mask  # [B, T] nats
+            cap = self._settings.correction_cap
+            trained = mask.bool()
+            self.tokens += _token_sums(log_ratio[trained], entropies.detach()[trained], cap)
+            if self._corrects:
+                by_rollout = self._settings.loss == "gspo"
+                factor = correction(log_ratio, mask, cap=cap, by_rollout=by_rollout)
+                inputs["advantages"] = inputs["advantages"] * factor.to(inputs["advantages"].dtype)
+        return logprobs, entropies, auxiliary
+
+
+def check_scored(scored: Mapping[str, Any], played: Sequence[TrainingRow], group_size: int) -> None:
+    """Raise TrainerContractBroken unless TRL trains exactly the tokens of our masks with our advantages."""
+    if "tool_mask" not in scored:
+        raise TrainerContractBroken("TRL dropped env_mask: it would train on tool results")
+    trained = scored["completion_mask"] * scored["tool_mask"]  # [B, T]
+    expected = _padded([row.mask for row in played], trained.shape[1]).to(trained.device)
+    if not torch.equal(trained.double(), expected):
+        raise TrainerContractBroken("TRL's loss mask is not the env_mask of the rollouts")
+    given = scored["advantages"].double().cpu()
+    if not torch.allclose(given, torch.tensor(_advantages(played, group_size), dtype=torch.double), atol=1e-4):
+        raise TrainerContractBroken("TRL's advantages are not reward minus the mean of its group")
+    logprobs = _padded([row.logprobs for row in played], trained.shape[1]).float()
+    if not torch.equal(scored["sampling_per_token_logps"].cpu(), logprobs):
+        raise TrainerContractBroken("TRL's sampling logprobs are not those of the rollouts")
+
+
+def token_advantages(played: Sequence[TrainingRow], group_size: int, *, width: int) -> Tensor:
+    """Each rollout's advantage in its group times each token's credit, [B, width]; zeros behind its end."""
+    credit = _padded([row.credit for row in played], width)
+    return (torch.tensor(_advantages(played, group_size), dtype=torch.double)[:, None] * credit).float()
+
+
+def correction(log_ratio: Tensor, mask: Tensor, *, cap: float, by_rollout: bool) -> Tensor:
+    """Truncated importance ratio trainer / engine, from log_ratio [B, T] nats, 0 where the mask is 0.
+
+    Of each token, [B, T]; or by rollout, the exponential of its tokens' mean log ratio, [B, 1].
+    """
+    if by_rollout:
+        log_ratio = log_ratio.sum(-1, keepdim=True) / mask.sum(-1, keepdim=True).clamp(min=1)
+    return log_ratio.exp().clamp(max=cap)
+
+
+def trimmed(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A micro batch without the columns that are padding in all its rows: TRL pads to the longest of the whole step."""
+    prompt = int(inputs["prompt_mask"].sum(-1).max())
+    completion = int(inputs["completion_mask"].sum(-1).max())
+    cut: dict[str, Tensor] = {}
+    for name, value in inputs.items():
+        if name in ("prompt_ids", "prompt_mask"):
+            cut[name] = value[:, value.shape[1] - prompt :]
+        else:
+            cut[name] = value[:, :completion] if value.ndim == 2 else value
+    return cut
+
+
+def _rollout_func(_: list[str], trainer: Any) -> dict[str, Any]:
+    played: dict[str, Any] = trainer.play()
+    return played
+
+
+def _given_reward(given_reward: list[float | None], **_: Any) -> list[float | None]:
+    """The rewards that were worked out with the rollouts."""
+    return given_reward
+
+
+def _config(settings: GrpoSettings, output_dir: Path, *, on_cpu: bool) -> GRPOConfig:
+    rollouts = settings.share(launched_processes()) * settings.group_size
+    return GRPOConfig(
+        output_dir=str(output_dir),
+        max_steps=settings.steps,
+        num_generations=settings.group_size,
+        per_device_train_batch_size=settings.micro_batch,
+        # With steps_per_generation left alone the two are equal: one optimizer step a batch of rollouts.
+        gradient_accumulation_steps=rollouts // settings.micro_batch,
+        num_iterations=1,
+        shuffle_dataset=False,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="constant_with_warmup",
+        warmup_steps=settings.warmup_steps,
+        # GSPO's objective is TRL's "grpo" (a mean over rollouts of means over tokens) with the ratio of the rollout.
+        loss_type="dapo" if settings.loss == "dapo" else "grpo",
+        importance_sampling_level="token" if settings.loss == "dapo" else "sequence",
+        scale_rewards="none",
+        beta=settings.kl,
+        epsilon=settings.clip_low,
+        epsilon_high=settings.clip_high,
+        temperature=settings.temperature,
+        max_grad_norm=settings.max_grad_norm,
+        mask_truncated_completions=False,
+        use_vllm=False,
+        gradient_checkpointing=settings.gradient_checkpointing,
+        bf16=not on_cpu,
+        use_cpu=on_cpu,
+        remove_unused_columns=False,
+        # Every weight gets a gradient in every pass, and looking for those that do not costs a walk of the graph.
+        ddp_find_unused_parameters=False,
+        save_strategy="steps" if settings.checkpoint_every else "no",
+        save_steps=settings.checkpoint_every or 1,
+        # Old ones are dropped by us, once the new one is known to be whole.
+        save_total_limit=None,
+        eval_strategy="no",
+        logging_steps=1,
+        report_to=[],
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+        seed=settings.seed,
+    )
+
+
+def _trains_on_cpu(model: PreTrainedModel) -> bool:
+    """Where the model lies, but for one that a launcher is still to put or to spread on GPUs."""
+    if launched_processes() > 1 or os.environ.get("ACCELERATE_USE_FSDP") or os.environ.get("ACCELERATE_USE_DEEPSPEED"):
+        return not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
+    return bool(model.device.type == "cpu")
+
+
+def _check_precision(model: PreTrainedModel) -> None:
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter.dtype != torch.float32:
+            raise RunMisconfigured(
+                f"{name} is trained in {parameter.dtype}, in which a small update rounds to nothing: load the model in "
+                "float32 (a GPU computes in bfloat16 all the same), or train adapters on it"
+            )
+
+
+def _is_sharded(trainer: RolloutTrainer) -> bool:
+    plugin = trainer.accelerator.state.deepspeed_plugin
+    return bool(trainer.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3))
+
+
+@contextmanager
+def _reference_at_hand(model: PreTrainedModel, output_dir: Path, *, is_needed: bool) -> Iterator[None]:
+    """While it lasts, the model's config points to a copy of its weights as they are now.
+
+    An adapter's reference is made by TRL from the adapter as it is, without a second model.
+    """
+    if not is_needed or hasattr(model, "peft_config"):
+        yield
+        return
+    processes, folder, came_from = PartialState(), output_dir / "starting-weights", model.config._name_or_path
+    if processes.is_main_process:
+        model.save_pretrained(folder)
+    processes.wait_for_everyone()
+    model.config._name_or_path = str(folder)
+    try:
+        yield
+    finally:
+        model.config._name_or_path = came_from
+        processes.wait_for_everyone()
+        if processes.is_main_process:
+            shutil.rmtree(folder)
 
 
 @contextmanager
@@ -135,117 +392,31 @@ def _without_known_warnings() -> Iterator[None]:
         yield
 
 
-class RowKeepingTrainer(GRPOTrainer):
-    """GRPOTrainer that keeps the dataset rows of a batch for the rollouts and checks what TRL made of them."""
-
-    def __init__(self, **arguments: Any) -> None:
-        for forbidden in ("tools", "environment_factory"):
-            if arguments.get(forbidden) is not None:
-                raise RunMisconfigured(f"{forbidden} must not be set beside rollout_func: env_mask would be ignored")
-        super().__init__(**arguments)
-        self._group_size: int = arguments["args"].num_generations
-        self.batch_rows: Sequence[Mapping[str, Any]] = ()
-        self.played: list[TrainingRow] = []
-        logging.getLogger("trl.trainer.grpo_trainer").addFilter(_is_not_void_warning)
-
-    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        self.batch_rows = inputs
-        scored: dict[str, Any] = super()._generate_and_score_completions(inputs)
-        check_scored(scored, self.played, self._group_size)
-        return scored
-
-
-def check_scored(scored: Mapping[str, Any], played: Sequence[TrainingRow], group_size: int) -> None:
-    """Raise TrainerContractBroken unless TRL trains exactly the tokens of our masks with our advantages."""
-    if "tool_mask" not in scored:
-        raise TrainerContractBroken("TRL dropped env_mask: it would train on tool results")
-    trained = scored["completion_mask"] * scored["tool_mask"]  # [B, T]
-    expected = _padded([row.env_mask for row in played], trained.shape[1]).to(trained.device)
-    if not torch.equal(trained.long(), expected):
-        raise TrainerContractBroken("TRL's loss mask is not the env_mask of the rollouts")
-    advantages = [
-        advantage
-        for begin in range(0, len(played), group_size)
-        for advantage in group_advantages([row.reward for row in played[begin : begin + group_size]])
-    ]
-    given = scored["advantages"].float().cpu()
-    if not torch.allclose(given, torch.tensor(advantages, dtype=torch.float32), atol=1e-4):
-        raise TrainerContractBroken("TRL's advantages are not reward minus the mean of its group")
-
-
-def _rollout_func(model: PreTrainedModel, collect: Collect) -> Callable[[list[str], RowKeepingTrainer], dict[str, Any]]:
-    def play(prompts: list[str], trainer: RowKeepingTrainer) -> dict[str, Any]:
-        if len(prompts) != len(trainer.batch_rows):
-            raise TrainerContractBroken(f"{len(prompts)} prompts but {len(trainer.batch_rows)} rows in the batch")
-        was_training = model.training
-        model.train(False)
-        try:
-            trainer.played = collect([row["task_index"] for row in trainer.batch_rows], trainer.state.global_step)
-        finally:
-            model.train(was_training)
-        return {
-            "prompt_ids": [list(row.prompt_ids) for row in trainer.played],
-            "completion_ids": [list(row.completion_ids) for row in trainer.played],
-            "logprobs": [list(row.logprobs) for row in trainer.played],
-            "env_mask": [list(row.env_mask) for row in trainer.played],
-            "given_reward": [row.reward for row in trainer.played],
-        }
-
-    return play
-
-
-def _given_reward(given_reward: list[float | None], **_: Any) -> list[float | None]:
-    """The rewards that were worked out with the rollouts."""
-    return given_reward
-
-
-def _config(settings: UpdateSettings, output_dir: Path, device: torch.device) -> GRPOConfig:
-    rollouts = settings.prompts_per_step * settings.group_size
-    if rollouts % settings.micro_batch:
-        raise RunMisconfigured(f"micro_batch {settings.micro_batch} does not divide {rollouts} rollouts a step")
-    return GRPOConfig(
-        output_dir=str(output_dir),
-        max_steps=settings.steps,
-        num_generations=settings.group_size,
-        per_device_train_batch_size=settings.micro_batch,
-        # With steps_per_generation left alone the two are equal: one optimizer step a batch of rollouts.
-        gradient_accumulation_steps=rollouts // settings.micro_batch,
-        num_iterations=1,
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type="constant_with_warmup",
-        warmup_steps=settings.warmup_steps,
-        loss_type="dapo",
-        scale_rewards="none",
-        beta=0.0,
-        epsilon=settings.clip_low,
-        epsilon_high=settings.clip_high,
-        temperature=settings.temperature,
-        max_grad_norm=settings.max_grad_norm,
-        mask_truncated_completions=False,
-        use_vllm=False,
-        gradient_checkpointing=settings.gradient_checkpointing,
-        bf16=device.type == "cuda",
-        use_cpu=device.type == "cpu",
-        remove_unused_columns=False,
-        save_strategy="no",
-        eval_strategy="no",
-        logging_steps=1,
-        report_to=[],
-        disable_tqdm=True,
-        dataloader_pin_memory=False,
-        seed=settings.seed,
-    )
-
-
 class _Report(TrainerCallback):
     """Hands the metrics of each optimizer step on; the summary at the end is not one."""
 
-    def __init__(self, on_step: OnStep) -> None:
+    def __init__(self, trainer: RolloutTrainer, on_step: OnStep) -> None:
+        self._trainer = trainer
         self._on_step = on_step
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, float] | None = None, **_: Any) -> None:
         if logs and "loss" in logs:
-            self._on_step(logs)
+            self._on_step(logs, self._trainer.tokens)
+
+
+class _Checkpoints(TrainerCallback):
+    """Marks a checkpoint once every process has written its part, then lets old ones go."""
+
+    def __init__(self, keep: int) -> None:
+        self._keep = keep
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        processes = PartialState()
+        processes.wait_for_everyone()
+        if processes.is_main_process:
+            folder = Path(args.output_dir)
+            mark_complete(folder / f"checkpoint-{state.global_step}")
+            drop_old(folder, self._keep)
 
 
 def _is_not_void_warning(record: logging.LogRecord) -> bool:
@@ -253,6 +424,29 @@ def _is_not_void_warning(record: logging.LogRecord) -> bool:
     return "All reward functions returned None" not in record.getMessage()
 
 
-def _padded(masks: Sequence[Sequence[int]], width: int) -> Tensor:
-    """[B, T], zeros on the right."""
-    return torch.tensor([list(mask) + [0] * (width - len(mask)) for mask in masks], dtype=torch.long)
+def _token_sums(log_ratios_N: Tensor, entropies_N: Tensor, cap: float) -> TokenSums:
+    """Of N trained tokens."""
+    if not len(log_ratios_N):
+        return TokenSums()
+    ratios_N = log_ratios_N.exp()
+    parts = (entropies_N, log_ratios_N, ratios_N, ratios_N > cap)
+    sums = torch.stack([*(part.double().sum() for part in parts), log_ratios_N.abs().max()])
+    entropy, log_ratio, ratio, truncated, largest = sums.tolist()  # one wait for the device
+    return TokenSums(
+        tokens=len(log_ratios_N),
+        entropy=entropy,
+        log_ratio=log_ratio,
+        ratio=ratio,
+        truncated=int(truncated),
+        largest=largest,
+    )
+
+
+def _advantages(played: Sequence[TrainingRow], group_size: int) -> list[float]:
+    groups = (played[begin : begin + group_size] for begin in range(0, len(played), group_size))
+    return [advantage for rows_G in groups for advantage in group_advantages([row.reward for row in rows_G])]
+
+
+def _padded(rows: Sequence[Sequence[float]], width: int) -> Tensor:
+    """[B, width], zeros on the right."""
+    return torch.tensor([[*row, *[0.0] * (width - len(row))] for row in rows], dtype=torch.double)

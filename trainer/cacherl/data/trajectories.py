@@ -8,7 +8,7 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,15 @@ def read_trajectories(path: Path) -> Recording:
         first = f"; line {rejected[0].line}: {rejected[0].why}" if rejected else ""
         raise TrajectoriesUnreadable(f"{path}: no usable trajectory in it{first}")
     return Recording(trajectories=tuple(kept), rejected=tuple(rejected))
+
+
+def texts(trajectories: Iterable[Trajectory]) -> Iterator[str]:
+    """Everything that was said and called, which a tokenizer can be made from."""
+    for trajectory in trajectories:
+        for message in trajectory.messages:
+            yield message.get("content") or ""
+            for call in message.get("tool_calls") or ():
+                yield json.dumps({"name": call["function"]["name"], "arguments": call["function"]["arguments"]})
 
 
 def _lines(path: Path) -> Iterator[bytes]:

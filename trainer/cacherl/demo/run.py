@@ -149,12 +149,12 @@ class _Demo:
     ) -> None:
         context = self._run.grpo.budgets.context_tokens
         found = sft_examples(trajectories, self._renderer(tokenizer), max_tokens=context)
-        with self._phase("SFT", self._run.sft.steps) as advance:
+        with self._phase("SFT", self._run.sft.steps_for(len(found.examples))) as advance:
             train_sft(
                 model,
                 found.examples,
                 self._run.sft,
-                metrics_path=self._folder / "sft.jsonl",
+                output_dir=self._folder,
                 progress=lambda metrics: advance(metrics["step"]),
             )
         self._save(model, tokenizer, "model-sft")

@@ -1,7 +1,9 @@
-"""Plays tasks live, with the cache off, and reports success and process accuracy with their intervals.
+"""Success and process accuracy on tasks, with their intervals.
 
-Success is the world's word: the final state is the true one and the answer says what is true. Rollouts that an
-infrastructure failure voided are counted and left out of every share.
+`evaluate` plays live, with the cache off; success is the world's word: the final state is the true one and the answer
+says what is true. Where there is nothing live, `judged` measures rollouts that were played on recordings; success is
+then the judge's full marks, and a guess by the cache counts like the truth. An Evaluation says which it is. Rollouts
+that an infrastructure failure voided are counted and left out of every share.
 
 Not covered: pass^k; intervals treat the samples of one task as independent, which makes them a little too narrow
 when `samples_per_task` is above 1.
@@ -11,6 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 from cacherl.evaluate.intervals import Estimate, bootstrap_mean, wilson
 from cacherl.evaluate.milestones import FreeText, MilestoneMatch, match_milestones
@@ -21,7 +24,11 @@ from cacherl.rollout.loop import CacheAgentLoop, Episode, Progress, opening
 from cacherl.rollout.parser import CallStatus
 from cacherl.rollout.rollout import Rollout, StopReason
 from cacherl.rollout.tools import LiveTools
+from cacherl.train.scoring import ScoredRollout
 from cacherl.worlds.world import Task, World, WorldSession
+
+FULL_MARKS = 1.0 - 1e-9
+"""Least judge's score of a success; weights that sum to 1 may miss it by rounding."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,8 +45,10 @@ class Outcome:
 class Evaluation:
     """What was measured over all scored rollouts."""
 
+    tools: Literal["live", "cache"]
+    """Who answered the calls: the world, or recordings."""
     success: Estimate
-    """Share whose final state and answer are right; Wilson interval."""
+    """live: share whose final state and answer are right. cache: share with the judge's full marks. Wilson interval."""
     process_accuracy: Estimate
     """Mean ordered milestone recall; bootstrap interval."""
     call_precision: Estimate
@@ -87,7 +96,22 @@ async def evaluate(
         for rollout, task, session in zip(rollouts, played, sessions, strict=True)
         if not rollout.stop.is_void
     ]
-    return _summary(rollouts, outcomes)
+    return _summary(rollouts, outcomes, "live")
+
+
+def judged(scored: Sequence[ScoredRollout], tasks: Sequence[Task], *, free_text: FreeText = frozenset()) -> Evaluation:
+    """The same measures of rollouts that were played on cached answers; `tasks` are theirs, in their order."""
+    outcomes = [
+        Outcome(
+            rollout=one.rollout,
+            succeeded=one.rollout.stop is StopReason.ANSWERED and one.reward.answer >= FULL_MARKS,
+            milestones=match_milestones(one.rollout.answered_calls, task.milestones, free_text),
+            validation_reward=validation_reward(one.reward.answer, one.reward.process),
+        )
+        for one, task in zip(scored, tasks, strict=True)
+        if one.reward is not None
+    ]
+    return _summary([one.rollout for one in scored], outcomes, "cache")
 
 
 def _outcome(rollout: Rollout, task: Task, session: WorldSession, judge: AnswerJudge, free_text: FreeText) -> Outcome:
@@ -100,9 +124,10 @@ def _outcome(rollout: Rollout, task: Task, session: WorldSession, judge: AnswerJ
     )
 
 
-def _summary(rollouts: Sequence[Rollout], outcomes: Sequence[Outcome]) -> Evaluation:
+def _summary(rollouts: Sequence[Rollout], outcomes: Sequence[Outcome], tools: Literal["live", "cache"]) -> Evaluation:
     calls = [call for outcome in outcomes for call in outcome.rollout.calls]
     return Evaluation(
+        tools=tools,
         success=wilson(sum(outcome.succeeded for outcome in outcomes), len(outcomes)),
         process_accuracy=bootstrap_mean([outcome.milestones.recall for outcome in outcomes]),
         call_precision=bootstrap_mean([outcome.milestones.precision for outcome in outcomes]),

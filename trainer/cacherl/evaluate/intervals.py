@@ -2,9 +2,10 @@
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Any
 
 Z95 = 1.959963984540054
 """97.5 % quantile of the standard normal distribution."""
@@ -58,3 +59,15 @@ def bootstrap_mean(values: Sequence[float], *, resamples: int = 2000, seed: int 
     means = sorted(fmean(rng.choices(values, k=len(values))) for _ in range(resamples))
     low, high = means[int(0.025 * resamples)], means[min(resamples - 1, int(0.975 * resamples))]
     return Estimate(value=fmean(values), low=low, high=high, count=len(values))
+
+
+def interval(number: Mapping[str, Any]) -> str:
+    """A share or mean in 0..1 as it is written down, {"value": ..., "ci95": [...]}, for people.
+
+    >>> interval({"value": 0.5, "ci95": [0.25, 0.75]})
+    '50.0% (25.0% to 75.0%)'
+    """
+    if number["value"] is None:
+        return "-"
+    low, high = number["ci95"]
+    return f"{number['value']:.1%} ({low:.1%} to {high:.1%})"

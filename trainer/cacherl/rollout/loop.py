@@ -1,20 +1,30 @@
 """CacheAgentLoop: plays trajectories, each on its own clock, token in and token out.
 
 There is no barrier between turns: a trajectory goes on as soon as its own tools answered. Ids are only ever
-appended; what the model sampled is never decoded and encoded again. The loop imports no framework.
+appended; what the model sampled is never decoded and encoded again. Tokenizer and parser work in threads, so that no
+trajectory waits for another's text. The loop imports no framework.
 """
 
 import asyncio
 import time
+from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+from uuid import uuid4
 
-from cacherl.errors import EngineFailed
+from cacherl.errors import EngineFailed, ToolUnavailable
 from cacherl.rollout.engine import Engine, Generation, Sampling
-from cacherl.rollout.parser import CallStatus, Completion, ParsedCall, Parser, token_spans
+from cacherl.rollout.parser import CallStatus, Completion, ParsedCall, Parser, spans_in_tokens, token_spans
 from cacherl.rollout.renderer import CALL_CLOSE, CALL_OPEN, THINK_CLOSE, Message, Renderer
 from cacherl.rollout.rollout import CallRecord, Rollout, StopReason, Turn
-from cacherl.rollout.tools import ToolAnswerer, ToolReply, ToolRequest, Void
+from cacherl.rollout.tools import ToolAnswerer, ToolReply, ToolRequest, Void, in_live_thread
+
+TEXT_THREADS = 4
+"""Threads that encode, decode and parse. Few: most of that is done under Python's lock."""
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +57,8 @@ class Episode:
     open_tools: Callable[[], ToolAnswerer]
     """Called once, when the rollout starts."""
     group: str = ""
+    rollout: str = ""
+    """Names the rollout to the engine; empty: a name is made up."""
     seed: int = 0
     """Rollouts of one group need different seeds."""
 
@@ -66,20 +78,33 @@ class CacheAgentLoop:
         self.parser = parser
         self.budgets = budgets
         self.temperature = temperature
+        self._threads = ThreadPoolExecutor(TEXT_THREADS, thread_name_prefix="rollout-text")  # gone when the loop is
 
     async def play(self, episode: Episode) -> Rollout:
         """Play one trajectory to its end. Failures of infrastructure are a stop reason, not an exception."""
-        trace = _Trace(self.renderer, self.renderer.prompt_ids(episode.messages))
-        tools = episode.open_tools()
+        prompt_ids = await self._in_thread(self.renderer.prompt_ids, episode.messages)
+        trace = _Trace(prompt_ids, name=episode.rollout or uuid4().hex)
+        tools: ToolAnswerer | None = None
         try:
-            async with asyncio.timeout(self.budgets.seconds):
+            async with asyncio.timeout(self.budgets.seconds) as clock:
+                tools = await in_live_thread(episode.open_tools)  # it may start a sandbox
                 while trace.stop is None:
                     await self._turn(trace, tools, episode.seed)
         except TimeoutError:
+            if not clock.expired():  # somebody else's timeout, which nobody has translated
+                raise
             trace.stop = StopReason.TIME_BUDGET
-        except EngineFailed as error:
+        except (EngineFailed, ToolUnavailable) as error:
             trace.stop, trace.why = StopReason.INFRASTRUCTURE, str(error)
-        return trace.rollout(episode, outages=tools.outages)
+        if trace.stop is StopReason.TIME_BUDGET and tools is not None:
+            self._blame_an_outage(trace, tools)
+        return trace.rollout(episode, outages=tools.outages if tools else 0)
+
+    def _blame_an_outage(self, trace: "_Trace", tools: ToolAnswerer) -> None:
+        """Void a rollout that would have had time left but for a cache that was away: that is no fault of the model."""
+        if trace.elapsed_seconds - tools.away_seconds < self.budgets.seconds:
+            trace.stop = StopReason.INFRASTRUCTURE
+            trace.why = f"out of time: the cache was away for {tools.away_seconds:.1f} s of {self.budgets.seconds:g} s"
 
     async def play_all(
         self, episodes: Sequence[Episode], *, concurrency: int = 64, progress: Progress | None = None
@@ -115,37 +140,63 @@ class CacheAgentLoop:
         if room <= 0:
             trace.stop = StopReason.TOKEN_BUDGET
             return
-        sampling = Sampling(
+        began = time.perf_counter()
+        generation = await self.engine.generate(tuple(trace.ids), self._sampling(trace, room, seed))
+        generated = time.perf_counter()
+        completion, spans = await self._in_thread(self._understand, generation.ids)
+        closing = self._closing(generation, completion)
+        stop = self._stop_after(generation, completion, trace, len(closing))
+        trace.say(generation, completion, spans, closing if stop is None else (), seconds=generated - began)
+        trace.stop = stop
+        if stop is None:
+            await self._answer(trace, tools, completion)
+
+    def _sampling(self, trace: "_Trace", room: int, seed: int) -> Sampling:
+        return Sampling(
             max_tokens=room,
             stop_id=self.renderer.end_of_turn_id,
             temperature=self.temperature,
+            min_tokens=0 if trace.turns else min(self.budgets.first_turn_min_tokens, room),
+            rollout=trace.name,
             seed=turn_seed(seed, len(trace.turns)),
         )
-        began = time.perf_counter()
-        generation = await self.engine.generate(trace.ids, sampling)
-        completion = self.parser.parse(self.renderer.tokenizer.decode(generation.ids))
-        trace.say(generation, completion, time.perf_counter() - began)
-        stop = self._stop_after(generation, completion, trace)
-        if stop is None:
-            await self._answer(trace, tools, completion)
-            return
-        trace.keep_unasked(completion)
-        trace.stop = stop
+
+    def _understand(self, ids: Sequence[int]) -> tuple[Completion, list[tuple[int, int]]]:
+        """The parsed turn, and the half-open token span of each of its calls."""
+        decode = self.renderer.tokenizer.decode
+        completion = self.parser.parse(decode(ids))
+        marks = self.renderer.mark_ids
+        spans = token_spans(ids, marks[CALL_OPEN], marks[CALL_CLOSE], marks[THINK_CLOSE])
+        if len(spans) != len(completion.calls):  # a mark was spelled in several tokens, or is no call's
+            spans = spans_in_tokens([(call.start, call.end) for call in completion.calls], ids, decode)
+        return completion, spans
+
+    def _closing(self, generation: Generation, completion: Completion) -> Sequence[int]:
+        """What takes the place of the sampled end of a turn that called a tool in the middle of its thinking.
+
+        Without it the model would read the results as part of a thought that it had never closed.
+        """
+        is_open = completion.calls and not completion.thinking_closed
+        return self.renderer.close_thinking_ids if is_open and generation.finish_reason == "stop" else ()
 
     def _room(self, trace: "_Trace") -> int:
         """Tokens the next turn may sample."""
         b = self.budgets
-        return min(b.turn_tokens, b.sampled_tokens - sum(trace.mask), b.context_tokens - len(trace.ids))
+        return min(b.turn_tokens, b.sampled_tokens - trace.sampled_count, b.context_tokens - len(trace.ids))
 
-    def _stop_after(self, generation: Generation, completion: Completion, trace: "_Trace") -> StopReason | None:
+    def _stop_after(
+        self, generation: Generation, completion: Completion, trace: "_Trace", closing_count: int
+    ) -> StopReason | None:
         if generation.finish_reason == "length":
             return StopReason.TOKEN_BUDGET
         if not completion.calls:
             return StopReason.ANSWERED
-        if len(trace.turns) >= self.budgets.turns:
+        if len(trace.turns) + 1 >= self.budgets.turns:
             return StopReason.TURN_BUDGET
         if len(trace.calls) + len(completion.calls) > self.budgets.calls:
             return StopReason.CALL_BUDGET
+        if len(trace.ids) + len(generation.ids) + closing_count >= self.budgets.context_tokens:
+            return StopReason.TOKEN_BUDGET
         return None
 
     async def _answer(self, trace: "_Trace", tools: ToolAnswerer, completion: Completion) -> None:
@@ -153,18 +204,23 @@ class CacheAgentLoop:
         usable = [call for call in completion.calls if call.status is CallStatus.OK]
         requests = [ToolRequest(tool=call.name, arguments=call.arguments or {}) for call in usable]
         began = time.perf_counter()
-        replies = await tools.answer(requests) if requests else []
-        trace.tool_seconds += time.perf_counter() - began
+        try:
+            replies = await tools.answer(requests) if requests else []
+        finally:
+            trace.tool_seconds += time.perf_counter() - began
         if isinstance(replies, Void):
-            trace.keep_unasked(completion)
             trace.stop, trace.why = replies.stop, replies.why
             return
-        trace.keep_answered(completion, replies)
-        delta = self.renderer.tool_delta_ids([call.result for call in trace.calls[-len(completion.calls) :]])
+        trace.keep_replies(replies)
+        results = [call.result for call in trace.calls[-len(completion.calls) :]]
+        delta = await self._in_thread(self.renderer.tool_delta_ids, results)
         if len(trace.ids) + len(delta) >= self.budgets.context_tokens:
             trace.stop = StopReason.TOKEN_BUDGET
             return
         trace.hear(delta)
+
+    async def _in_thread(self, work: Callable[..., _T], *arguments: Any) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
 
 
 def _first(failed: BaseExceptionGroup[BaseException]) -> BaseException:
@@ -191,20 +247,21 @@ def turn_seed(seed: int, turn: int) -> int:
 class _Trace:
     """A rollout while it is played. Only this class appends, so ids, mask and logprobs stay aligned."""
 
-    def __init__(self, renderer: Renderer, prompt_ids: list[int]) -> None:
-        self._marks = [renderer.mark_ids[mark] for mark in (CALL_OPEN, CALL_CLOSE, THINK_CLOSE)]
-        self.ids: list[int] = []
-        self.mask: list[int] = []
-        self.logprobs: list[float] = []
+    def __init__(self, prompt_ids: list[int], name: str) -> None:
+        self.name = name
+        # Arrays: a garbage collection would walk every element of hundreds of long lists, and all rollouts wait for it.
+        self.ids = array("q")
+        self.mask = array("b")
+        self.logprobs = array("d")
         self.turns: list[Turn] = []
         self.calls: list[CallRecord] = []
         self.stop: StopReason | None = None
         self.why = ""
+        self.sampled_count = 0
         self.tool_seconds = 0.0
         self._began = time.perf_counter()
-        self._spans: list[tuple[int, int]] = []
-        self.hear(prompt_ids)
         self._prompt_length = len(prompt_ids)
+        self.hear(prompt_ids)
 
     @property
     def elapsed_seconds(self) -> float:
@@ -212,17 +269,30 @@ class _Trace:
 
     def hear(self, ids: Sequence[int]) -> None:
         """Append tokens the policy did not sample."""
-        self.ids += ids
-        self.mask += [0] * len(ids)
-        self.logprobs += [0.0] * len(ids)
+        self.ids.extend(ids)
+        self.mask.extend([0] * len(ids))
+        self.logprobs.extend([0.0] * len(ids))
 
-    def say(self, generation: Generation, completion: Completion, seconds: float) -> None:
-        """Append sampled tokens as one turn."""
+    def say(
+        self,
+        generation: Generation,
+        completion: Completion,
+        spans: Sequence[tuple[int, int]],
+        closing: Sequence[int],
+        *,
+        seconds: float,
+    ) -> None:
+        """Append sampled tokens as one turn, whose calls nobody has answered yet.
+
+        Where there is a `closing`, the last token gives way to it.
+        """
         start = len(self.ids)
-        self.ids += generation.ids
-        self.mask += [1] * len(generation.ids)
-        self.logprobs += generation.logprobs
-        self._spans = [(start + a, start + b) for a, b in token_spans(generation.ids, *self._marks)]
+        count = len(generation.ids) - 1 if closing else len(generation.ids)
+        self.ids.extend(generation.ids[:count])
+        self.mask.extend([1] * count)
+        self.logprobs.extend(generation.logprobs[:count])
+        self.sampled_count += count
+        is_usable = any(call.status is CallStatus.OK for call in completion.calls)
         turn = Turn(
             start=start,
             end=len(self.ids),
@@ -232,39 +302,19 @@ class _Trace:
             finish_reason=generation.finish_reason,
             weight_version=generation.weight_version,
             seconds=seconds,
+            is_void=not is_usable and not completion.text,
         )
         self.turns.append(turn)
+        for call, (first, end) in zip(completion.calls, spans, strict=True):
+            self.calls.append(_unasked(len(self.turns) - 1, call, (start + first, start + end)))
+        self.hear(closing)
 
-    def keep_unasked(self, completion: Completion) -> None:
-        """Keep the calls of a turn after which the rollout ends: nobody was asked."""
-        for place, call in enumerate(completion.calls):
-            self.calls.append(self._record(completion, place, call, None))
-
-    def keep_answered(self, completion: Completion, replies: Sequence[ToolReply]) -> None:
-        """Keep the calls of a turn with their replies, which are those of the usable calls in order."""
+    def keep_replies(self, replies: Sequence[ToolReply]) -> None:
+        """Put the replies to the calls of the last turn, which are those of the usable ones in order."""
         rest = iter(replies)
-        for place, call in enumerate(completion.calls):
-            reply = next(rest) if call.status is CallStatus.OK else None
-            self.calls.append(self._record(completion, place, call, reply))
-
-    def _record(self, completion: Completion, place: int, call: ParsedCall, reply: ToolReply | None) -> CallRecord:
-        spans_line_up = len(self._spans) == len(completion.calls)
-        usable = call.status is CallStatus.OK
-        return CallRecord(
-            turn=len(self.turns) - 1,
-            status=call.status,
-            name=call.name,
-            arguments=call.arguments,
-            span=self._spans[place] if spans_line_up else None,
-            tier=reply.tier if reply else None,
-            trust=reply.trust if reply else 0.0,
-            reason=reply.reason if reply else "not_executed" if usable else "parse",
-            result=reply.content if reply else call.error,
-            is_error=reply.is_error if reply else not usable,
-            seconds=reply.seconds if reply else 0.0,
-            cache_seconds=reply.cache_seconds if reply else 0.0,
-            saved_seconds=reply.saved_seconds if reply else 0.0,
-        )
+        for place in range(len(self.calls) - self.turns[-1].call_count, len(self.calls)):
+            if self.calls[place].status is CallStatus.OK:
+                self.calls[place] = _answered(self.calls[place], next(rest))
 
     def rollout(self, episode: Episode, outages: int) -> Rollout:
         stop = self.stop or StopReason.ANSWERED
@@ -283,5 +333,38 @@ class _Trace:
             seconds=self.elapsed_seconds,
             generate_seconds=sum(turn.seconds for turn in self.turns),
             tool_seconds=self.tool_seconds,
+            cache_seconds=sum(call.cache_seconds for call in self.calls),
             outages=outages,
         )
+
+
+def _unasked(turn: int, call: ParsedCall, span: tuple[int, int]) -> CallRecord:
+    """A call that nobody was asked about: yet, or at all, for it is unusable or the rollout ends with it."""
+    is_usable = call.status is CallStatus.OK
+    return CallRecord(
+        turn=turn,
+        status=call.status,
+        name=call.name,
+        arguments=call.arguments,
+        span=span,
+        tier=None,
+        trust=0.0,
+        reason="not_executed" if is_usable else "parse",
+        result=call.error,
+        is_error=not is_usable,
+        seconds=0.0,
+    )
+
+
+def _answered(call: CallRecord, reply: ToolReply) -> CallRecord:
+    return replace(
+        call,
+        tier=reply.tier,
+        trust=reply.trust,
+        reason=reply.reason,
+        result=reply.content,
+        is_error=reply.is_error,
+        seconds=reply.seconds,
+        cache_seconds=reply.cache_seconds,
+        saved_seconds=reply.saved_seconds,
+    )

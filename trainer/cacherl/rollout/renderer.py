@@ -1,44 +1,52 @@
 """One renderer for SFT, GRPO and evaluation: messages in, token ids and loss mask out.
 
-The chat format is Qwen3's ChatML with thinking. Every piece is tokenised on its own (prompt, completion, tool
-delta), exactly as it happens while a rollout is played, so that a recorded trajectory gives the ids a sampled
-one would have given. Text that a model produced while playing never passes through here again: its ids are kept.
+Every piece is tokenised on its own (prompt, completion, tool delta), exactly as it happens while a rollout is played,
+so that a recorded trajectory gives the ids a sampled one would have given. Text that a model produced while playing
+never passes through here again: its ids are kept.
 
-Not covered: marks such as <|im_end|> inside a user's or a tool's text are encoded as marks, as the original
-template does; a multimodal message; templates other than Qwen3's.
+Tokenising the whole conversation at once gives the same ids wherever pieces meet at a mark, which is one token. They
+meet elsewhere only between the opening of a turn and the model's first token, and there only whitespace can differ:
+after `<think>\\n` an empty thought begins with a newline of its own, which a tokenizer that knows "\\n\\n" would have
+drawn together. A model that continues the prompt cannot say that token, so the pieces are right.
+
+The text of each format, and where it differs from the published templates on purpose, is chat_format.py's.
 """
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any, Protocol
 
 from cacherl.errors import RendererMisfit
-
-END_OF_TURN = "<|im_end|>"
-THINK_CLOSE = "</think>"
-CALL_OPEN = "<tool_call>"
-CALL_CLOSE = "</tool_call>"
-MARKS = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    END_OF_TURN,
-    "<think>",
-    THINK_CLOSE,
-    CALL_OPEN,
+from cacherl.rollout.chat_format import (
     CALL_CLOSE,
-    "<tool_response>",
-    "</tool_response>",
+    CALL_OPEN,
+    END_OF_TURN,
+    MARKS,
+    THINK_CLOSE,
+    ChatFormat,
+    Message,
+    completion_text,
+    delta_text,
+    turn_texts,
 )
-"""Strings that must be one token each."""
 
-Message = Mapping[str, Any]
-"""One message of the OpenAI chat format."""
+__all__ = [
+    "CALL_CLOSE",
+    "CALL_OPEN",
+    "END_OF_TURN",
+    "MARKS",
+    "THINK_CLOSE",
+    "ChatFormat",
+    "Example",
+    "Message",
+    "Renderer",
+    "Tokenizer",
+    "completion_text",
+]
 
 
 class Tokenizer(Protocol):
-    """What the renderer needs of a tokenizer; `encode` adds nothing at either end."""
+    """What the renderer needs of a tokenizer; `encode` adds nothing at either end, and both may run in threads."""
 
     def encode(self, text: str) -> list[int]: ...
 
@@ -58,26 +66,35 @@ class Example:
 
 
 class Renderer:
-    """Messages to token ids.
+    """Messages to token ids, in one chat format. Keeps no state, so that threads may share it.
 
     `tools` (OpenAI tool objects) puts Qwen3's `# Tools` block into the system message; without it the schemas are
     taken as known to the model. Raises RendererMisfit where a mark of the format is not a single token.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, tools: Sequence[Mapping[str, Any]] | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat: ChatFormat = ChatFormat.QWEN3_THINKING,
+    ) -> None:
         self.tokenizer = tokenizer
         self.tools = tuple(tools or ())
+        self.chat = chat
         self.mark_ids = {mark: _single_id(tokenizer, mark) for mark in MARKS}
         self.end_of_turn_id = self.mark_ids[END_OF_TURN]
+        self.close_thinking_ids = tuple(tokenizer.encode(f"\n{THINK_CLOSE}\n\n{END_OF_TURN}"))
+        """What ends a turn whose thinking was not closed, in place of the sampled `<|im_end|>`. All mask 0."""
 
     def prompt_text(self, messages: Sequence[Message]) -> str:
-        """The text before the model's first token, up to and with `<think>` and its newline."""
-        system, rest = _split_system(messages)
-        return _system_text(system, self.tools) + "".join(_outside_texts(rest)) + _ASSISTANT_OPENS
+        """The text before the model's next token. Earlier turns keep their thinking."""
+        return "".join(turn_texts(messages, tools=self.tools, chat=self.chat))
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        """Ids of `prompt_text`."""
-        return self.tokenizer.encode(self.prompt_text(messages))
+        """Ids of `prompt_text`, each turn tokenised on its own as it would have been played."""
+        texts = turn_texts(messages, tools=self.tools, chat=self.chat)
+        return [token for text in texts for token in self.tokenizer.encode(text)]
 
     def tool_delta_ids(self, results: Sequence[str]) -> list[int]:
         """Ids to append after `<|im_end|>` when the calls of a turn were answered, in request order. All mask 0."""
@@ -85,104 +102,33 @@ class Renderer:
 
     def delta_ids(self, messages: Sequence[Message]) -> list[int]:
         """Ids between one `<|im_end|>` of the model and its next token: tool results or a user's next message."""
-        return self.tokenizer.encode("\n" + "".join(_outside_texts(messages)) + _ASSISTANT_OPENS)
+        return self.tokenizer.encode(delta_text(messages, self.chat))
 
     def completion_ids(self, message: Message) -> list[int]:
         """Ids the model should have sampled to say this recorded assistant message, `<|im_end|>` included."""
-        return [*self.tokenizer.encode(completion_text(message)), self.end_of_turn_id]
+        return self.tokenizer.encode(completion_text(message, self.chat) + END_OF_TURN)
 
     def example(self, messages: Sequence[Message]) -> Example:
         """A recorded trajectory as ids and loss mask; what follows the last assistant message is left out.
 
         Raises ValueError when there is no assistant message.
         """
+        *texts, _ = turn_texts(messages, tools=self.tools, chat=self.chat)
+        if not texts:
+            raise ValueError("a trajectory without an assistant message trains nothing")
         ids: list[int] = []
         mask: list[int] = []
-        outside: list[Message] = []
-        for message in messages:
-            if message["role"] != "assistant":
-                outside.append(message)
-                continue
-            before = self.delta_ids(outside) if ids else self.prompt_ids(outside)
-            said = self.completion_ids(message)
-            ids += before + said
-            mask += [0] * len(before) + [1] * len(said)
-            outside = []
-        if not ids:
-            raise ValueError("a trajectory without an assistant message trains nothing")
+        for place, text in enumerate(texts):
+            piece = self.tokenizer.encode(text)
+            ids += piece
+            mask += [place % 2] * len(piece)  # heard and said take turns
         return Example(ids=tuple(ids), loss_mask=tuple(mask))
-
-
-def completion_text(message: Message) -> str:
-    r"""What the model says for this message, after `<think>\n` and before `<|im_end|>`.
-
-    >>> completion_text({"role": "assistant", "content": "Done."})
-    '\n</think>\n\nDone.'
-    """
-    thinking, content = thinking_and_content(message)
-    calls = [_call_text(call["function"]) for call in message.get("tool_calls") or ()]
-    said = "\n".join(filter(None, [content, *calls]))
-    return f"{thinking}\n{THINK_CLOSE}\n\n{said}"
-
-
-def thinking_and_content(message: Message) -> tuple[str, str]:
-    """Thinking (`reasoning_content`, or what stands before `</think>` in the content) and visible content."""
-    content = message.get("content") or ""
-    reasoning = message.get("reasoning_content")
-    if reasoning is None and THINK_CLOSE in content:
-        head, _, content = content.rpartition(THINK_CLOSE)
-        reasoning = head.partition(THINK_CLOSE)[0].rpartition("<think>")[2]
-    return (reasoning or "").strip("\n"), content.lstrip("\n")
-
-
-_ASSISTANT_OPENS = "<|im_start|>assistant\n<think>\n"
-
-
-def _outside_texts(messages: Sequence[Message]) -> Iterator[str]:
-    """Text of messages the model did not say; tool results that follow one another share one user turn."""
-    for role, run in groupby(messages, key=lambda message: message["role"]):
-        if role == "tool":
-            responses = "".join(f"\n<tool_response>\n{message['content']}\n</tool_response>" for message in run)
-            yield f"<|im_start|>user{responses}{END_OF_TURN}\n"
-        else:
-            for message in run:
-                yield f"<|im_start|>{role}\n{message['content']}{END_OF_TURN}\n"
-
-
-def _split_system(messages: Sequence[Message]) -> tuple[str | None, Sequence[Message]]:
-    if messages and messages[0]["role"] == "system":
-        return messages[0]["content"], messages[1:]
-    return None, messages
-
-
-def _system_text(system: str | None, tools: Sequence[Mapping[str, Any]]) -> str:
-    if not tools:
-        return "" if system is None else f"<|im_start|>system\n{system}{END_OF_TURN}\n"
-    lead = "" if system is None else f"{system}\n\n"
-    # Only `type` and `function` belong to the prompt; `effect` is ours and would give the model a hint it never has.
-    schemas = "".join(
-        "\n" + json.dumps({"type": tool["type"], "function": tool["function"]}, ensure_ascii=False) for tool in tools
-    )
-    return (
-        f"<|im_start|>system\n{lead}# Tools\n\n"
-        "You may call one or more functions to assist with the user query.\n\n"
-        f"You are provided with function signatures within <tools></tools> XML tags:\n<tools>{schemas}\n</tools>\n\n"
-        "For each function call, return a json object with function name and arguments within "
-        "<tool_call></tool_call> XML tags:\n<tool_call>\n"
-        '{"name": <function-name>, "arguments": <args-json-object>}\n'
-        f"</tool_call>{END_OF_TURN}\n"
-    )
-
-
-def _call_text(function: Mapping[str, Any]) -> str:
-    arguments = function["arguments"]
-    # Recorded arguments are JSON text and stay byte for byte, broken ones too.
-    text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-    return f'{CALL_OPEN}\n{{"name": "{function["name"]}", "arguments": {text}}}\n{CALL_CLOSE}'
 
 
 def _single_id(tokenizer: Tokenizer, mark: str) -> int:
     ids = tokenizer.encode(mark)
     if len(ids) != 1:
         raise RendererMisfit(f"{mark} is {len(ids)} tokens, not one: add it to the tokenizer's special tokens")
+    if tokenizer.decode(ids) != mark:  # one token for all that is unknown
+        raise RendererMisfit(f"{mark} is not in the tokenizer's vocabulary: add it to its special tokens")
     return ids[0]

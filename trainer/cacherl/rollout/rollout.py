@@ -53,7 +53,7 @@ class CallRecord:
     name: str
     arguments: Mapping[str, Any] | None
     span: tuple[int, int] | None
-    """Half-open token span in the rollout's ids; None where marks and tokens do not line up."""
+    """Half-open token span in the rollout's ids; None where it is not known."""
     tier: AnswerTier | None
     """None: nobody was asked, because the call was unusable or the rollout ended first."""
     trust: float
@@ -85,6 +85,8 @@ class Turn:
     weight_version: int
     """Version of the weights that sampled it, as the engine counts them."""
     seconds: float
+    is_void: bool = False
+    """It has neither a usable call nor visible text: the model only thought, or called what cannot be called."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

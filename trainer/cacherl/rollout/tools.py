@@ -3,20 +3,26 @@
 An answerer belongs to one rollout and follows its state. It is asked with all calls of a turn at once and answers
 in their order. It never raises for what an infrastructure did: it returns Void, and the rollout ends unscored.
 
-Not covered: leases (two rollouts may execute the same missing call at once; the second record is `known`).
+Of all rollouts that miss the same call at once, one executes it under a lease and the others wait for its result. A
+cache that is away is waited for before the run's policy applies.
+
+Not covered: executing calls of one turn side by side, since they share a session.
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeVar
 
 from cacherl.errors import ToolUnavailable
 from cacherl.rollout.rollout import AnswerTier, StopReason
-from toolcache_client.errors import CacheError, CacheRefused, CacheReplyMalformed, CacheUnavailable, RecordRefused
-from toolcache_client.messages import Answer, LookupItem, Recorded, RecordItem, Tier, ToolResult
+from toolcache_client.errors import CacheError, CacheRefused, CacheReplyMalformed, CacheUnavailable
+from toolcache_client.messages import Answer, LookupItem, OnMiss, Recorded, RecordItem, Tier, ToolResult
+from toolcache_client.resolve import LEASE_S, PATIENCE_S, WAIT_AT_ONCE_S, Resolved, resolve_async
 
 _log = logging.getLogger(__name__)
 
@@ -25,6 +31,14 @@ REFUSED_REQUEST = (400, 413, 422)
 neither the run. A 404 or 401 is the run's mistake, and every other rollout's too."""
 MISS_TEXT = "Error: no recorded result for this call"
 """What the model reads when the cache has no answer and the policy is ToolError."""
+OUTAGE_PAUSE_S = 1.0
+"""Seconds before a cache that is away is asked again, unless it says how long that would be in vain."""
+LIVE_THREADS = 128
+"""Live calls at once: a thread each, which mostly waits for a sandbox. Started when needed."""
+
+_threads = ThreadPoolExecutor(LIVE_THREADS, thread_name_prefix="live-tool")  # asyncio's own has a few a core
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,9 +59,9 @@ class ToolReply:
     trust: float
     reason: str
     seconds: float
-    """Wall time this rollout waited for it; a batch of lookups shares its time evenly."""
+    """Wall time this rollout waited for it; the calls that were answered by one lookup share its time evenly."""
     cache_seconds: float = 0.0
-    """The part of `seconds` that was spent asking the cache."""
+    """The part of `seconds` that was spent asking the cache and telling it results, one that is away included."""
     saved_seconds: float = 0.0
     """Seconds the served result took when it was executed live."""
 
@@ -65,6 +79,8 @@ class ToolAnswerer(Protocol):
 
     outages: int
     """Times the cache was away so far."""
+    away_seconds: float
+    """Seconds the rollout has lost to a cache that was away, those of an `answer` that was cancelled included."""
 
     async def answer(self, requests: Sequence[ToolRequest]) -> list[ToolReply] | Void:
         """One reply per request, in their order, or Void."""
@@ -75,21 +91,34 @@ class LiveSession(Protocol):
     """What is needed of a world's session (worlds/world.py)."""
 
     def execute(self, tool: str, arguments: Mapping[str, Any]) -> ToolResult:
-        """Raises ToolUnavailable when the tool could not be reached."""
+        """Must end by itself: nobody can stop a thread. Raises ToolUnavailable when the tool could not be reached."""
         ...
 
 
 class CacheLookup(Protocol):
     """What is needed of toolcache_client.AsyncCacheClient."""
 
-    async def lookup(self, namespace: str, items: Sequence[LookupItem]) -> list[Answer]: ...
+    async def lookup(
+        self,
+        namespace: str,
+        items: Sequence[LookupItem],
+        *,
+        on_miss: OnMiss = "fail",
+        wait_s: float = 0.0,
+        lease_s: float = LEASE_S,
+    ) -> list[Answer]: ...
 
     async def record(self, namespace: str, items: Sequence[RecordItem]) -> list[Recorded]: ...
+
+    async def extend_lease(self, namespace: str, lease_id: str, *, extend_s: float = LEASE_S) -> bool: ...
+
+    async def release_lease(self, namespace: str, lease_id: str) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExecuteLive:
-    """Run the call on a live tool. On a miss the result is recorded, so that it is a hit from then on."""
+    """Run the call on a live tool. On a miss the result is recorded, so that it is a hit from then on; whoever misses
+    the same call meanwhile waits for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +133,16 @@ class Drop:
     """The rollout is void."""
 
 
-MissPolicy = ExecuteLive | ToolError | Drop
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wait:
+    """Wait for the result if another rollout or job is executing the call; this run executes nothing."""
+
+    wait_s: float = 30.0
+    then: ToolError | Drop = Drop()
+    """What happens when nobody executes it, or not in time."""
+
+
+MissPolicy = ExecuteLive | Wait | ToolError | Drop
 OutagePolicy = ExecuteLive | Drop
 
 
@@ -117,7 +155,11 @@ class OutageLog:
     def add(self, error: CacheError) -> None:
         self.count += 1
         if self.count == 1:
-            _log.warning("the cache failed, the run's policy applies; further falls are only counted: %s", error)
+            _log.warning(
+                "the cache failed; rollouts wait for it, then the run's policy applies; "
+                "further falls are only counted: %s",
+                error,
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,6 +172,9 @@ class CacheSetup:
     """Tools that may change the world; they are replayed before a live call. See `writing_tools`."""
     on_miss: MissPolicy
     on_outage: OutagePolicy
+    outage_patience_s: float = 60.0
+    """Seconds a rollout waits, all its outages together, for a cache that is away, before `on_outage` applies. A
+    restart takes less."""
     tiers: tuple[Tier, ...] | None = None
     """Tiers accepted from the cache; None leaves it to the namespace's policy."""
     outage_log: OutageLog
@@ -154,6 +199,7 @@ class CacheTools:
         if open_session is None and any(isinstance(policy, ExecuteLive) for policy in (setup.on_miss, setup.on_outage)):
             raise ValueError("the policy executes live, so open_session is needed")
         self.outages = 0
+        self.away_seconds = 0.0
         self._setup = setup
         self._environment = environment
         self._open_session = open_session
@@ -163,6 +209,7 @@ class CacheTools:
         self._state_is_true = True  # False once a write was guessed: what is executed then must not be recorded
         self._served_writes: list[ToolRequest] = []
         self._session: LiveSession | None = None
+        self._leases: set[str] = set()  # granted for calls of this turn that are still to come
 
     async def answer(self, requests: Sequence[ToolRequest]) -> list[ToolReply] | Void:
         replies: list[ToolReply] = []
@@ -174,47 +221,65 @@ class CacheTools:
         return replies
 
     async def _next_replies(self, requests: Sequence[ToolRequest]) -> list[ToolReply] | Void:
-        """At least one reply: the leading hits and, if one follows them, the handled miss."""
+        """At least one reply: up to the call after which the others must be asked about anew."""
         if self._state is None:
-            if self.outages and isinstance(self._setup.on_outage, ExecuteLive):
-                return await self._execute(requests[0], "state_unknown", record_at=None)
-            return await self._missed(requests[0], "state_unknown", 0.0)
+            return _listed(await self._in_unknown_state(requests[0]))
         began = time.perf_counter()
         try:
-            answers = await self._setup.cache.lookup(self._setup.namespace, self._items(requests, self._state))
+            answers = await self._lookup(self._items(requests, self._state), self._on_miss)
+            seconds = time.perf_counter() - began
+            replies = await self._replies(requests, answers)
         except (CacheUnavailable, CacheReplyMalformed) as error:
-            return await self._outage(requests[0], error)
+            seconds = time.perf_counter() - began
+            replies = _listed(await self._in_outage(requests[0], error))
         except CacheRefused as error:
             if error.status not in REFUSED_REQUEST:
                 raise
             return Void(stop=StopReason.INFRASTRUCTURE, why=str(error))
-        seconds = (time.perf_counter() - began) / len(requests)
+        finally:
+            await self._give_back()
+        if isinstance(replies, Void):
+            return replies
+        share = seconds / len(replies)
+        return [replace(r, seconds=r.seconds + share, cache_seconds=r.cache_seconds + share) for r in replies]
+
+    async def _replies(self, requests: Sequence[ToolRequest], answers: Sequence[Answer]) -> list[ToolReply] | Void:
+        """A reply for each answer that still holds when its turn comes; the first one does."""
+        self._leases = {answer.lease for answer in answers if answer.lease is not None}
+        self._state = answers[0].state or self._state
         replies: list[ToolReply] = []
         for request, answer in zip(requests, answers, strict=True):
-            if answer.result is None:
-                missed = await self._missed(request, answer.reason, seconds, state=answer.state or self._state)
-                return missed if isinstance(missed, Void) else replies + missed
-            replies.append(self._served(request, answer, answer.result, seconds))
-            if self._state is None:  # the rest of the batch was looked up under a state nobody knows
+            if replies and not self._still_holds(answer):
                 break
+            try:
+                reply = await self._reply(request, answer)
+            except (CacheUnavailable, CacheReplyMalformed):
+                if replies:  # what was answered stays answered; from here on it is asked about anew
+                    break
+                raise
+            if isinstance(reply, Void):
+                return reply
+            replies.append(reply)
         return replies
 
-    def _items(self, requests: Sequence[ToolRequest], state: str) -> list[LookupItem]:
-        return [
-            LookupItem(
-                tool=request.tool,
-                arguments=dict(request.arguments),
-                environment=self._environment,
-                state="" if place else state,
-                follows=place > 0,
-                tiers=self._setup.tiers,
-                rollout=self._rollout,
-                group=self._group,
-            )
-            for place, request in enumerate(requests)
-        ]
+    def _still_holds(self, answer: Answer) -> bool:
+        """Whether the answer was looked up in the state where the rollout now is, and its lease was not given back."""
+        if self._state is None or answer.state != self._state:
+            return False
+        return answer.lease is None or answer.lease in self._leases
 
-    def _served(self, request: ToolRequest, answer: Answer, result: ToolResult, seconds: float) -> ToolReply:
+    async def _reply(self, request: ToolRequest, answer: Answer) -> ToolReply | Void:
+        policy = self._setup.on_miss
+        records = isinstance(policy, ExecuteLive) and self._state_is_true
+        if answer.result is not None and not (answer.shadow and records):
+            return self._served(request, answer, answer.result)
+        if records:
+            return await self._resolve(request, answer)
+        if isinstance(policy, Wait) and answer.reason == "leased":
+            return await self._wait(request, answer, policy)
+        return await self._missed(request, answer.reason)
+
+    def _served(self, request: ToolRequest, answer: Answer, result: ToolResult, seconds: float = 0.0) -> ToolReply:
         if request.tool in self._setup.writes:
             self._served_writes.append(request)
             self._state_is_true &= answer.tier == "exact"
@@ -226,88 +291,202 @@ class CacheTools:
             trust=answer.trust,
             reason=answer.reason,
             seconds=seconds,
+            saved_seconds=result.took_s,
         )
 
-    async def _missed(
-        self, request: ToolRequest, reason: str, seconds: float, state: str | None = None
-    ) -> list[ToolReply] | Void:
+    # -- asking --------------------------------------------------------------------------------------------------------
+
+    @property
+    def _on_miss(self) -> OnMiss:
         match self._setup.on_miss:
-            case Drop():
-                return Void(stop=StopReason.MISS_DROPPED, why=f"{request.tool}: {reason}")
-            case ToolError(text=text):
-                reply = ToolReply(content=text, is_error=True, tier="miss", trust=0.0, reason=reason, seconds=seconds)
-                return [reply]
-            case ExecuteLive():
-                return await self._execute(request, reason, record_at=state)
+            case ExecuteLive():  # what follows a guess is executed for this rollout alone
+                return "lease" if self._state_is_true else "fail"
+            case Wait():
+                return "wait"
+            case ToolError() | Drop():
+                return "fail"
 
-    async def _outage(self, request: ToolRequest, error: CacheError) -> list[ToolReply] | Void:
-        self.outages += 1
-        self._setup.outage_log.add(error)
-        match self._setup.on_outage:
-            case Drop():
-                return Void(stop=StopReason.INFRASTRUCTURE, why=str(error))
-            case ExecuteLive():
-                return await self._execute(request, "cache_unavailable", record_at=None)
+    def _items(self, requests: Sequence[ToolRequest], state: str) -> list[LookupItem]:
+        """The calls of a turn; only those behind a write follow the call before them, for reads leave the state."""
+        items: list[LookupItem] = []
+        follows = False
+        for request in requests:
+            items.append(self._item(request, "" if follows else state, follows=follows))
+            follows = follows or request.tool in self._setup.writes
+        return items
 
-    async def _execute(self, request: ToolRequest, reason: str, record_at: str | None) -> list[ToolReply] | Void:
-        """Run a call live; `record_at` is the state to record it under, None where that is unknown."""
-        began = time.perf_counter()
-        try:
-            session = await self._session_here()
-            result = await asyncio.to_thread(session.execute, request.tool, request.arguments)
-        except ToolUnavailable as error:
-            return Void(stop=StopReason.INFRASTRUCTURE, why=str(error))
-        await self._record(request, result, record_at)
-        seconds = time.perf_counter() - began
-        reply = ToolReply(
-            content=result.content, is_error=result.is_error, tier="live", trust=1.0, reason=reason, seconds=seconds
-        )
-        return [reply]
-
-    async def _session_here(self) -> LiveSession:
-        """The live session, brought to where the rollout is."""
-        if self._session is None:
-            if self._open_session is None:
-                raise ToolUnavailable("no live session can be opened for this rollout")
-            self._session = await asyncio.to_thread(self._open_session)
-        for write in self._served_writes:
-            await asyncio.to_thread(self._session.execute, write.tool, write.arguments)
-        self._served_writes.clear()
-        return self._session
-
-    async def _record(self, request: ToolRequest, result: ToolResult, state: str | None) -> None:
-        """Record a live result and move to the state after it; without a state to record at, the state is lost."""
-        if state is None or not self._state_is_true:
-            self._lose_state(request)
-            return
-        item = RecordItem(
+    def _item(self, request: ToolRequest, state: str, *, follows: bool = False) -> LookupItem:
+        return LookupItem(
             tool=request.tool,
             arguments=dict(request.arguments),
             environment=self._environment,
             state=state,
-            result=result,
+            follows=follows,
+            tiers=self._setup.tiers,
             rollout=self._rollout,
+            group=self._group,
         )
-        try:
-            [recorded] = await self._setup.cache.record(self._setup.namespace, [item])
-        except RecordRefused:
-            self._lose_state(request)
-            return
-        except CacheRefused as error:
-            if error.status not in REFUSED_REQUEST:
-                raise
-            self._lose_state(request)
-            return
-        except (CacheUnavailable, CacheReplyMalformed) as error:
-            self.outages += 1
-            self._setup.outage_log.add(error)
-            self._lose_state(request)
-            return
-        self._state = recorded.state_after
 
-    def _lose_state(self, request: ToolRequest) -> None:
+    async def _lookup(self, items: Sequence[LookupItem], on_miss: OnMiss, wait_s: float = 0.0) -> list[Answer]:
+        async def ask() -> list[Answer]:
+            began = time.perf_counter()
+            try:
+                return await self._setup.cache.lookup(self._setup.namespace, items, on_miss=on_miss, wait_s=wait_s)
+            except asyncio.CancelledError:  # the rollout's time was over before the cache said anything
+                self.away_seconds += max(0.0, time.perf_counter() - began - wait_s)
+                raise
+
+        return await self._patiently(ask)
+
+    async def _patiently(self, ask: Callable[[], Awaitable[_T]]) -> _T:
+        """What the cache says; one that is away is asked again while the rollout's patience lasts.
+
+        Raises CacheUnavailable when that is over, and what else the cache raises.
+        """
+        has_fallen = False
+        while True:
+            began = time.perf_counter()
+            try:
+                return await ask()
+            except CacheReplyMalformed as error:  # something else answers there, and will go on doing so
+                self._fell(error)
+                raise
+            except CacheUnavailable as error:
+                self.away_seconds += time.perf_counter() - began
+                if not has_fallen:
+                    self._fell(error)
+                has_fallen = True
+                pause_s = max(error.retry_in_s, OUTAGE_PAUSE_S)
+                if self.away_seconds + pause_s > self._setup.outage_patience_s:
+                    raise
+            await self._sit_out(pause_s)
+
+    async def _sit_out(self, pause_s: float) -> None:
+        began = time.perf_counter()
+        try:
+            await asyncio.sleep(pause_s)
+        finally:
+            self.away_seconds += time.perf_counter() - began
+
+    def _fell(self, error: CacheError) -> None:
+        self.outages += 1
+        self._setup.outage_log.add(error)
+
+    async def _give_back(self) -> None:
+        """Let go of the leases that were not used, so that whoever waits for them gets to work."""
+        leases, self._leases = self._leases, set()
+        with suppress(CacheError):  # a lease that cannot be given back ends by itself
+            for lease in leases:
+                await self._setup.cache.release_lease(self._setup.namespace, lease)
+
+    # -- what the cache does not have ----------------------------------------------------------------------------------
+
+    async def _resolve(self, request: ToolRequest, answer: Answer) -> ToolReply | Void:
+        """Execute a call under its lease and record the result, or wait for whoever has the lease."""
+        if answer.lease is not None:
+            self._leases.discard(answer.lease)  # from here on it is resolve's to extend and to end
+        elif answer.reason == "leased":
+            await self._give_back()  # two rollouts that hold what the other one waits for would wait for good
+        item = self._item(request, self._state or "")
+        began = time.perf_counter()
+        executed_at: float | None = None
+
+        async def execute() -> ToolResult:
+            nonlocal executed_at
+            result = await self._run(request)
+            executed_at = time.perf_counter()
+            return result
+
+        async def resolve() -> Resolved:
+            setup = self._setup
+            return await resolve_async(
+                setup.cache,
+                setup.namespace,
+                item,
+                execute,
+                lease_s=LEASE_S,
+                wait_s=PATIENCE_S,
+                tags=(),
+                answer=answer,
+            )
+
+        try:
+            resolved = await self._patiently(resolve)
+        except ToolUnavailable as error:
+            return Void(stop=StopReason.INFRASTRUCTURE, why=str(error))
+        ended = time.perf_counter()
+        if executed_at is None:
+            return self._served(request, resolved.answer, resolved.result, ended - began)
+        self._move_on(request, resolved)
+        return _live(resolved.result, resolved.reason, ended - began, recording_s=ended - executed_at)
+
+    def _move_on(self, request: ToolRequest, resolved: Resolved) -> None:
+        """To the state after a live call; without a record of a write that state is unknown."""
+        match resolved.unrecorded:
+            case CacheUnavailable() | CacheReplyMalformed() as error:
+                self._fell(error)
+            case CacheRefused() as error if error.status not in REFUSED_REQUEST:
+                raise error
+        if resolved.unrecorded is None:
+            self._state = resolved.state_after
+        elif request.tool in self._setup.writes:
+            self._state = None
+
+    async def _wait(self, request: ToolRequest, answer: Answer, policy: Wait) -> ToolReply | Void:
+        """Wait for somebody else's execution, as long as the policy says."""
+        item = self._item(request, self._state or "")
+        began = time.perf_counter()
+        while answer.reason == "leased" and (left_s := began + policy.wait_s - time.perf_counter()) > 0:
+            [answer] = await self._lookup([item], "wait", min(left_s, WAIT_AT_ONCE_S))
+        seconds = time.perf_counter() - began
+        if answer.result is not None:
+            return self._served(request, answer, answer.result, seconds)
+        return await self._missed(request, answer.reason, seconds)
+
+    async def _missed(self, request: ToolRequest, reason: str, seconds: float = 0.0) -> ToolReply | Void:
+        policy = self._setup.on_miss
+        match policy.then if isinstance(policy, Wait) else policy:
+            case Drop():
+                return Void(stop=StopReason.MISS_DROPPED, why=f"{request.tool}: {reason}")
+            case ToolError(text=text):
+                return ToolReply(content=text, is_error=True, tier="miss", trust=0.0, reason=reason, seconds=seconds)
+            case ExecuteLive():
+                return await self._execute(request, reason)
+
+    async def _in_unknown_state(self, request: ToolRequest) -> ToolReply | Void:
+        """What was lost in an outage is the outage's policy's, any other lost state is a miss."""
+        if self.outages and isinstance(self._setup.on_outage, ExecuteLive):
+            return await self._execute(request, "state_unknown")
+        return await self._missed(request, "state_unknown")
+
+    async def _in_outage(self, request: ToolRequest, error: CacheError) -> ToolReply | Void:
+        match self._setup.on_outage:
+            case Drop():
+                return Void(stop=StopReason.INFRASTRUCTURE, why=str(error))
+            case ExecuteLive():
+                return await self._execute(request, "cache_unavailable")
+
+    async def _execute(self, request: ToolRequest, reason: str) -> ToolReply | Void:
+        """Run a call live without recording it: where the state is unknown or guessed, or the cache away."""
+        began = time.perf_counter()
+        try:
+            result = await self._run(request)
+        except ToolUnavailable as error:
+            return Void(stop=StopReason.INFRASTRUCTURE, why=str(error))
         if request.tool in self._setup.writes:
             self._state = None
+        return _live(result, reason, time.perf_counter() - began)
+
+    async def _run(self, request: ToolRequest) -> ToolResult:
+        """Run a call in the live session, after bringing it to where the rollout is."""
+        if self._session is None:
+            if self._open_session is None:
+                raise ToolUnavailable("no live session can be opened for this rollout")
+            self._session = await in_live_thread(self._open_session)
+        for write in self._served_writes:
+            await in_live_thread(self._session.execute, write.tool, write.arguments)
+        self._served_writes.clear()
+        return await in_live_thread(_timed, self._session, request)
 
 
 class LiveTools:
@@ -315,6 +494,7 @@ class LiveTools:
 
     def __init__(self, session: LiveSession) -> None:
         self.outages = 0
+        self.away_seconds = 0.0
         self._session = session
 
     async def answer(self, requests: Sequence[ToolRequest]) -> list[ToolReply] | Void:
@@ -322,22 +502,42 @@ class LiveTools:
         for request in requests:
             began = time.perf_counter()
             try:
-                result = await asyncio.to_thread(self._session.execute, request.tool, request.arguments)
+                result = await in_live_thread(_timed, self._session, request)
             except ToolUnavailable as error:
                 return Void(stop=StopReason.INFRASTRUCTURE, why=str(error))
-            replies.append(
-                ToolReply(
-                    content=result.content,
-                    is_error=result.is_error,
-                    tier="live",
-                    trust=1.0,
-                    reason="live",
-                    seconds=time.perf_counter() - began,
-                )
-            )
+            replies.append(_live(result, "live", time.perf_counter() - began))
         return replies
 
 
 def writing_tools(tools: Sequence[Mapping[str, Any]]) -> frozenset[str]:
     """Names of the tools whose `effect` is "write", or is not said: an unannotated tool may change anything."""
     return frozenset(tool["function"]["name"] for tool in tools if tool.get("effect", "write") == "write")
+
+
+async def in_live_thread(work: Callable[..., _T], *arguments: Any) -> _T:
+    """Do what may wait for a sandbox, without keeping the event loop or the tokenizers waiting."""
+    return await asyncio.get_running_loop().run_in_executor(_threads, work, *arguments)
+
+
+def _live(result: ToolResult, reason: str, seconds: float, recording_s: float = 0.0) -> ToolReply:
+    return ToolReply(
+        content=result.content,
+        is_error=result.is_error,
+        tier="live",
+        trust=1.0,
+        reason=reason,
+        seconds=seconds,
+        cache_seconds=recording_s,
+    )
+
+
+def _listed(reply: ToolReply | Void) -> list[ToolReply] | Void:
+    return reply if isinstance(reply, Void) else [reply]
+
+
+def _timed(session: LiveSession, request: ToolRequest) -> ToolResult:
+    """The result with the seconds it took, where the session does not tell them: what a hit will save."""
+    began = time.perf_counter()
+    result = session.execute(request.tool, request.arguments)
+    took_s = result.took_s or time.perf_counter() - began
+    return ToolResult(content=result.content, is_error=result.is_error, took_s=took_s)

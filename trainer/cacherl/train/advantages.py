@@ -17,5 +17,8 @@ def group_advantages(rewards_G: Sequence[float | None]) -> list[float]:
     [0.5, 0.0, -0.5]
     """
     scored = [reward for reward in rewards_G if reward is not None]
-    baseline = fmean(scored) if scored else 0.0
+    # Not left to the subtraction: the mean of three 0.7 is not 0.7, and "is all zero" decides what is replaced.
+    if len(set(scored)) < 2:
+        return [0.0] * len(rewards_G)
+    baseline = fmean(scored)
     return [0.0 if reward is None else reward - baseline for reward in rewards_G]

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from cacherl.errors import RunMisconfigured
 from cacherl.rollout.loop import Budgets
 
 
@@ -21,8 +22,9 @@ class GrpoSettings:
     warmup_steps: int = 0
     temperature: float = 1.0
     loss: Literal["dapo", "gspo"] = "dapo"
-    """dapo: token ratios, mean over the tokens of the batch (arXiv:2503.14476). gspo: one ratio a rollout, the mean of
-    its tokens' log ratios (arXiv:2507.18071); wants clip_low = 3e-4, clip_high = 4e-4."""
+    """dapo: token ratios, mean over the tokens of the batch (arXiv:2503.14476). gspo: one ratio a rollout, the
+    exponential of its tokens' mean log ratio, mean over the rollouts of the batch (arXiv:2507.18071); wants
+    clip_low = 3e-4, clip_high = 4e-4."""
     clip_low: float = 0.2
     clip_high: float = 0.28
     """Higher than clip_low, so that unlikely tokens can become likely (DAPO)."""
@@ -31,7 +33,8 @@ class GrpoSettings:
     that drifts, CacheRL took 0.15."""
     correction: Literal["none", "token"] = "token"
     """What makes up for an engine whose probabilities are not quite the trainer's: nothing, or each token's ratio
-    trainer / engine, truncated at `correction_cap`. An engine that runs the trained model itself needs none."""
+    trainer / engine, truncated at `correction_cap` (under gspo: the rollout's, formed as its loss forms it). An engine
+    that runs the trained model itself needs none."""
     correction_cap: float = 2.0
     credit: Literal["uniform", "trust"] = "uniform"
     """How an advantage is laid on a rollout's turns: alike, or times the lowest trust among the answers read so far."""
@@ -41,14 +44,17 @@ class GrpoSettings:
     void_turns: Literal["mask", "score"] = "mask"
     """Turns with neither a usable call nor an answer (thinking that never ends, broken calls only): no gradient, or
     like any other."""
-    extra_groups: float = 0.5
-    """Groups whose rewards are all equal teach nothing and are replaced by other tasks', played at once: at most this
-    share of prompts_per_step a step. 0 leaves them."""
+    extra_groups: float = 1.0
+    """Replacements a step, at most this share of prompts_per_step: a group that teaches nothing (equal rewards, all
+    void, all masked) makes way for another task's, played as soon as it is over. 1: once for each of them; 0.5: once
+    for every other one, 2: twice. Which may be replaced is fixed beforehand, not first come first served, so that a
+    run can be repeated. 0 leaves them."""
     max_grad_norm: float = 1.0
     gradient_checkpointing: bool = False
     checkpoint_every: int = 0
-    """Steps between checkpoints; 0 keeps none but the last."""
+    """Steps between checkpoints, from which a killed run goes on; there is one after the last step too. 0: none."""
     keep_checkpoints: int = 2
+    """The latest ones that stay on disk."""
     budgets: Budgets = field(default_factory=Budgets)
     concurrency: int = 64
     """Trajectories under way at once, a process."""
@@ -71,3 +77,21 @@ class GrpoSettings:
             raise ValueError(f"correction_cap is {self.correction_cap}; below 1 it would cut every token")
         if min(self.kl, self.extra_groups, self.checkpoint_every) < 0:
             raise ValueError("kl, extra_groups and checkpoint_every cannot be negative")
+        if self.loss == "gspo" and self.credit == "trust":
+            raise ValueError(
+                "gspo has one ratio a rollout and cannot weigh its turns: set credit to uniform, or use dapo"
+            )
+
+    def share(self, processes: int) -> int:
+        """Prompts of each of so many processes a step. Raises RunMisconfigured where groups or batches would be cut."""
+        prompts, rest = divmod(self.prompts_per_step, processes)
+        if rest:
+            raise RunMisconfigured(
+                f"prompts_per_step {self.prompts_per_step} is no multiple of the {processes} processes: "
+                "a group must not be cut between two"
+            )
+        if prompts * self.group_size % self.micro_batch:
+            raise RunMisconfigured(
+                f"micro_batch {self.micro_batch} does not divide the {prompts * self.group_size} rollouts of a process"
+            )
+        return prompts

@@ -2,19 +2,28 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 
 class MetricsLog:
-    """Appends to a file, or only forgets when `path` is None. NaN and infinities become null: JSON has none."""
+    """Writes to a file, or only forgets when `path` is None. NaN and infinities become null: JSON has none.
 
-    def __init__(self, path: Path | None) -> None:
+    `after_step` is the step a resumed run goes on from: lines of later steps, which the killed run wrote after its
+    last checkpoint, and a line it left half written are dropped first. 0 starts an empty file.
+    """
+
+    def __init__(self, path: Path | None, *, after_step: int = 0) -> None:
         self._file = None
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
+            kept = list(_lines_up_to(path, after_step)) if after_step and path.exists() else []
+            # Aside, then in place: a kill in the middle must not cost the lines that were to stay.
+            aside = path.with_name(f"{path.name}.part")
+            aside.write_text("".join(kept), encoding="utf-8")
+            aside.replace(path)
             self._file = path.open("a", encoding="utf-8")
 
     def write(self, metrics: Mapping[str, Any]) -> None:
@@ -34,6 +43,14 @@ class MetricsLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _lines_up_to(path: Path, last_step: int) -> Iterator[str]:
+    """Whole lines of steps up to and with `last_step`."""
+    with path.open(encoding="utf-8", errors="replace", newline="\n") as lines:
+        for line in lines:
+            if line.endswith("\n") and json.loads(line)["step"] <= last_step:
+                yield line
 
 
 def _finite(value: Any) -> Any:
