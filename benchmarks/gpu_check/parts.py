@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from benchmarks.gpu_check import service
 from benchmarks.gpu_check.chip import Chip
 from benchmarks.gpu_check.policy import ScriptedPolicy, random_model
-from benchmarks.gpu_check.sizes import Method, Plan, Sizes, plan
+from benchmarks.gpu_check.sizes import Method, Part, Plan, Sizes, plan
 from benchmarks.rollout.shop import texts
 from cacherl.adapters.hf_tokenizer import HFTokenizer
 from cacherl.data.sft_examples import sft_examples
@@ -77,8 +77,8 @@ class Check:
         line = 2 * self.sizes.turn_tokens + 256
         return Budgets(turns=8, turn_tokens=line, sampled_tokens=8 * line, context_tokens=16 * line + 4096)
 
-    def planned(self, method: Method) -> Plan:
-        return plan(method, self.sizes.shape, rank=self.sizes.lora_rank, memory_bytes=self.chip.memory_bytes)
+    def planned(self, part: Part, method: Method) -> Plan:
+        return plan(part, method, self.sizes.shape, rank=self.sizes.lora_rank, memory_bytes=self.chip.memory_bytes)
 
     def flops_per_token(self, method: Method) -> float:
         """Of forward and backward pass, by weights: six a trained weight, four a frozen one. Neither attention's own
@@ -93,7 +93,7 @@ def sft(check: Check, method: Method) -> dict[str, Any]:
     """Some steps of fine-tuning; the first one warms up and is not counted."""
     from cacherl.train.sft import train_sft
 
-    planned = check.planned(method)
+    planned = check.planned("sft", method)
     if planned.dtype is None:
         return {"skipped": "it does not fit the memory", "plan": asdict(planned)}
     settings = SftSettings(
@@ -152,7 +152,7 @@ def rollouts(check: Check) -> dict[str, Any]:
 
 def grpo(check: Check, method: Method) -> dict[str, Any]:
     """Steps of GRPO; the last one is told, as the first warms up."""
-    planned = check.planned(method)
+    planned = check.planned("grpo", method)
     if planned.dtype is None:
         return {"skipped": "it does not fit the memory", "plan": asdict(planned)}
     judge = TimedJudge(MilestoneJudge(writes=writing_tools(check.world.tools), free_text=FREE_TEXT))

@@ -10,8 +10,9 @@ Dtype = Literal["float32", "bfloat16"]
 
 BYTES_PER_TRAINED: dict[Dtype, int] = {"float32": 16, "bfloat16": 8}
 """Weight, gradient and AdamW's two moments: four values of four bytes, or of two."""
-ROOM_FOR_WORK = 0.25
-"""Share of the memory kept for activations, logits, the KV cache and what lies between them."""
+Part = Literal["sft", "grpo"]
+ROOM_FOR_WORK: dict[Part, float] = {"sft": 0.2, "grpo": 0.5}
+"""Share of the memory kept for activations and logits; in GRPO for the engine's weights and KV cache as well."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,21 +115,24 @@ class Plan:
     """By dtype: weights, gradients and optimizer."""
 
 
-def plan(method: Method, shape: Shape, *, rank: int, memory_bytes: int | None) -> Plan:
+def plan(part: Part, method: Method, shape: Shape, *, rank: int, memory_bytes: int | None) -> Plan:
     """The widest dtype that fits the memory. LoRA's base does not move, so bfloat16 costs it nothing.
 
-    >>> plan("full", Shape(), rank=128, memory_bytes=80 * 10**9).dtype  # float32 would take 64 GB of it
+    GRPO of all weights is float32 or nothing: its steps are too small for bfloat16, and the trainer refuses them.
+
+    >>> plan("sft", "full", Shape(), rank=128, memory_bytes=48 * 10**9).dtype  # float32 would take 64 GB
     'bfloat16'
-    >>> plan("full", Shape(), rank=128, memory_bytes=24 * 10**9).dtype is None
+    >>> plan("grpo", "full", Shape(), rank=128, memory_bytes=80 * 10**9).dtype is None
     True
     """
     if method == "lora":
         adapters = BYTES_PER_TRAINED["float32"] * shape.adapter_parameters(rank)
         needed: dict[Dtype, int] = {"bfloat16": 2 * shape.parameters + adapters}
     else:
-        needed = {dtype: each * shape.parameters for dtype, each in BYTES_PER_TRAINED.items()}
+        dtypes: tuple[Dtype, ...] = ("float32", "bfloat16") if part == "sft" else ("float32",)
+        needed = {dtype: BYTES_PER_TRAINED[dtype] * shape.parameters for dtype in dtypes}
     told = {str(dtype): each for dtype, each in needed.items()}
     if memory_bytes is None:
         return Plan(dtype="float32", needed_bytes=told)
-    room = memory_bytes * (1 - ROOM_FOR_WORK)
+    room = memory_bytes * (1 - ROOM_FOR_WORK[part])
     return Plan(dtype=next((dtype for dtype, each in needed.items() if each <= room), None), needed_bytes=told)

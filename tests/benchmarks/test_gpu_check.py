@@ -61,19 +61,26 @@ def test_adapters_are_two_thin_matrices_a_linear_map() -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "gigabytes", "dtype"),
+    ("part", "method", "gigabytes", "dtype"),
     [
-        ("full", 141, "float32"),  # 64 GB of 106 GB
-        ("full", 80, "bfloat16"),  # 64 GB of 60 GB, 32 GB of 60 GB
-        ("full", 24, None),
-        ("lora", 24, "bfloat16"),
-        ("lora", 8, None),
-        ("full", None, "float32"),
+        ("sft", "full", 141, "float32"),
+        ("sft", "full", 85, "float32"),  # what a GPU of "80 GB" has
+        ("sft", "full", 80, "bfloat16"),
+        ("sft", "full", 24, None),
+        ("sft", "lora", 24, "bfloat16"),
+        ("sft", "lora", 8, None),
+        ("sft", "full", None, "float32"),
+        ("grpo", "full", 141, "float32"),
+        ("grpo", "full", 85, None),  # never bfloat16, which the trainer refuses
+        ("grpo", "lora", 85, "bfloat16"),
+        ("grpo", "full", None, "float32"),
     ],
 )
-def test_the_widest_weights_that_fit_are_chosen(method: Any, gigabytes: int | None, dtype: str | None) -> None:
+def test_the_widest_weights_that_fit_are_chosen(
+    part: Any, method: Any, gigabytes: int | None, dtype: str | None
+) -> None:
     memory_bytes = None if gigabytes is None else gigabytes * 10**9
-    assert plan(method, Shape(), rank=128, memory_bytes=memory_bytes).dtype == dtype
+    assert plan(part, method, Shape(), rank=128, memory_bytes=memory_bytes).dtype == dtype
 
 
 # -- the chip ----------------------------------------------------------------------------------------------------------

@@ -50,6 +50,8 @@ SERVICES = {name: service for name, service in ALL.items() if "profiles" not in 
 JOBS = {name: service for name, service in ALL.items() if "profiles" in service}
 """What is run by name: trainers."""
 BUILT = {name for name, service in SERVICES.items() if "build" in service}
+USERS_DATA = "./data:/data:ro"
+"""Recordings and tools of whoever trains; made by them."""
 PUBLISHED = [port for service in ALL.values() for port in service.get("ports", [])]
 
 
@@ -59,7 +61,8 @@ def _image_variables() -> dict[str, str]:
 
 
 def test_every_file_that_is_mounted_is_there_and_every_volume_is_declared() -> None:
-    sources = [volume.partition(":")[0] for service in ALL.values() for volume in service.get("volumes", [])]
+    volumes = [volume for service in ALL.values() for volume in service.get("volumes", []) if volume != USERS_DATA]
+    sources = [volume.partition(":")[0] for volume in volumes]
     files = {source for source in sources if source.startswith(".")}
     assert files == {"./deploy/haproxy.cfg", "./deploy/prometheus.yml"}
     assert all((ROOT / file).is_file() for file in files)
@@ -105,7 +108,9 @@ def test_both_trainer_images_are_built_from_arguments_and_constraints_that_exist
 def test_the_volumes_of_the_trainers_are_those_of_their_image() -> None:
     (declared,) = re.findall(r"^VOLUME (\[.*\])$", TRAINER_DOCKERFILE, re.MULTILINE)
     for job in JOBS.values():
-        assert [volume.partition(":")[2] for volume in job["volumes"]] == json.loads(declared)
+        named, data = job["volumes"][:-1], job["volumes"][-1]
+        assert [volume.partition(":")[2] for volume in named] == json.loads(declared)
+        assert data == USERS_DATA
 
 
 def test_two_ports_are_published_and_on_loopback_only() -> None:

@@ -52,7 +52,7 @@ def test_the_trainers_image_holds_the_trainer_and_its_run_files_but_no_service(b
 
 
 def test_the_trainer_in_the_image_tells_a_user_without_a_cache_what_to_do(builder: Builder, image: str) -> None:
-    command = ("cacherl", "demo", "--cache-url", "http://127.0.0.1:9", "--out", "/runs/demo")
+    command = ("cacherl", "demo", "--cache-url", "http://127.0.0.1:9")
     told = builder.run(image, "sh", "-c", " ".join(command) + " 2>&1; echo status $?")
     assert told.splitlines()[-1] == "status 1"
     assert "cacherl: cache http://127.0.0.1:9" in told

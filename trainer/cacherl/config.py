@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 import msgspec
 import tomli_w
 
+from cacherl.data.whole_file import write_whole
 from cacherl.errors import RunMisconfigured
 
 _T = TypeVar("_T")
@@ -47,8 +48,13 @@ def read_run(path: Path, kind: type[_T], overrides: Sequence[str] = ()) -> _T:
 
 
 def write_run(path: Path, run: Any) -> None:
-    """Save the resolved run as TOML; reading it back gives the same run."""
-    path.write_text(tomli_w.dumps(_without_none(msgspec.to_builtins(run))), encoding="utf-8")
+    """Save the resolved run as TOML, whole or not at all; reading it back gives the same run.
+
+    A file that says it already is left alone: other processes may be reading it.
+    """
+    content = tomli_w.dumps(_without_none(msgspec.to_builtins(run))).encode()
+    if not (path.exists() and path.read_bytes() == content):
+        write_whole(path, content)
 
 
 def differences(one: Any, other: Any) -> list[str]:

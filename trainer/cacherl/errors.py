@@ -6,6 +6,7 @@
     ├── EngineFailed          the model could not generate (infrastructure, never the model's error)
     ├── ToolUnavailable       a live tool could not be reached or its sandbox died (infrastructure)
     ├── TrajectoriesUnreadable  a recording cannot be opened or holds nothing usable
+    ├── RunStopped            a run that cannot go on usefully; what it did is kept, --resume goes on
     ├── RunMisconfigured      settings that contradict each other, found before anything heavy starts
     └── TrainerContractBroken the pinned training framework does not behave as the adapter relies on
 
@@ -35,6 +36,13 @@ class ToolUnavailable(CacheRLError):
 
 class TrajectoriesUnreadable(CacheRLError):
     """A file of recorded trajectories cannot be opened, or not one of its lines is usable."""
+
+
+class RunStopped(CacheRLError):
+    """A run, or a stage of one, ended early: gradients without end, nothing but void rollouts, a failed child.
+
+    What was done until the last checkpoint is kept. The message says what to mend before `--resume`.
+    """
 
 
 class RunMisconfigured(CacheRLError):

@@ -10,8 +10,8 @@ from transformers import Qwen3ForCausalLM
 
 from cacherl.adapters.hf_engine import HFEngine, sample
 from cacherl.errors import EngineFailed
-from cacherl.rollout.engine import Sampling
-from tests.trainer.adapters.engines import STOP, mismatch, prompts, tiny_model
+from cacherl.rollout.engine import Generation, Sampling
+from tests.trainer.adapters.engines import STOP, mismatch, prompts, tiny_model, trainer_logprobs
 
 ONE = Sampling(max_tokens=1, stop_id=STOP)
 
@@ -38,6 +38,17 @@ def test_a_model_in_training_mode_fails_loudly(model: Qwen3ForCausalLM) -> None:
         assert len(asyncio.run(engine.generate([1], ONE)).ids) == 1
 
 
+def test_it_samples_with_the_numerics_that_the_trainer_put_around_the_model(model: Qwen3ForCausalLM) -> None:
+    """As accelerate does for training in bf16: in place, and in whichever thread the model is called."""
+    prompt = [1, 2, 3]
+    plain = trainer_logprobs(model, prompt, range(250, 251), 1.0)
+    with HFEngine(model) as engine:
+        model.forward = torch.autocast("cpu", torch.bfloat16)(model.forward)
+        assert not torch.equal(trainer_logprobs(model, prompt, range(250, 251), 1.0), plain)  # else it tells nothing
+        said = asyncio.run(engine.generate(prompt, ONE))
+    assert mismatch(model, prompt, said, 1.0) < 1e-6
+
+
 def test_it_follows_no_model_but_its_own(model: Qwen3ForCausalLM) -> None:
     with HFEngine(model) as engine:
         engine.follow(model, 3)
@@ -52,6 +63,27 @@ def test_a_prompt_without_meaning_is_refused_before_it_reaches_the_batch(
 ) -> None:
     with HFEngine(model) as engine, pytest.raises(EngineFailed, match="outside the vocabulary"):
         asyncio.run(engine.generate(prompt, ONE))
+
+
+def test_a_row_whose_numbers_are_not_finite_fails_alone_and_at_once(model: Qwen3ForCausalLM) -> None:
+    """The prompt of 7s would sample for minutes, were it not ended at its first token."""
+
+    def spoil(_: torch.nn.Module, args: tuple[torch.Tensor], embedded: torch.Tensor) -> torch.Tensor:
+        return embedded.masked_fill((args[0] == 7)[..., None], float("nan"))
+
+    async def both(engine: HFEngine) -> list[Generation | BaseException]:
+        endless, short = Sampling(max_tokens=10**6, stop_id=10**6), Sampling(max_tokens=5, stop_id=STOP)
+        asked = [engine.generate([7, 7], endless), engine.generate([1, 2, 3], short)]
+        return await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), timeout=20)
+
+    hook = model.model.embed_tokens.register_forward_hook(spoil)
+    try:
+        with HFEngine(model) as engine:
+            spoilt, sound = asyncio.run(both(engine))
+    finally:
+        hook.remove()
+    assert isinstance(spoilt, EngineFailed) and "not finite" in str(spoilt)
+    assert isinstance(sound, Generation) and mismatch(model, [1, 2, 3], sound, 1.0) < 1e-4
 
 
 def test_an_abandoned_generation_makes_room_at_once(model: Qwen3ForCausalLM) -> None:
@@ -85,6 +117,13 @@ def test_a_forbidden_token_is_never_drawn_and_the_others_share_what_is_left(draw
     [token], [logprob] = sample(logits, temperatures=[1.0], draws=[draw], forbidden=[1])
     assert token == expected
     assert logprob == pytest.approx(torch.tensor(probabilities[expected]).log().item(), abs=1e-6)
+
+
+def test_each_row_has_a_forbidden_token_of_its_own() -> None:
+    """Of 0.3, 0.5, 0.2 all are left, then the last two (0.71 to 0.29), then the first and the last (0.6 to 0.4)."""
+    logits = torch.tensor([[0.3, 0.5, 0.2]] * 4).log()
+    tokens, _ = sample(logits, temperatures=[1.0] * 4, draws=[0.45, 0.45, 0.45, 0.75], forbidden=[None, 0, 1, 0])
+    assert tokens == [1, 1, 0, 2]
 
 
 def test_greedy_takes_the_likeliest_token_that_is_allowed() -> None:

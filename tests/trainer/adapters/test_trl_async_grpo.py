@@ -11,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import torch
@@ -34,6 +35,7 @@ from cacherl.adapters.hf_tokenizer import HFTokenizer
 from cacherl.adapters.memory_cache import MemoryCache
 from cacherl.adapters.scripted_engine import LOGPROB
 from cacherl.adapters.trl_async_grpo import CacheRolloutWorker, _samples
+from cacherl.adapters.vllm_server_engine import VllmServerEngine
 from cacherl.errors import EngineFailed, RunMisconfigured
 from cacherl.reward.answer import MilestoneJudge
 from cacherl.reward.process import ProcessWeights
@@ -78,7 +80,11 @@ def alternately(turn: int) -> str:
 
 
 def a_worker(
-    engine: Engine | HFEngine, *, source: FromCache | FromWorld | None = None, max_staleness: int = 4, **changes: Any
+    engine: Engine | HFEngine | VllmServerEngine,
+    *,
+    source: FromCache | FromWorld | None = None,
+    max_staleness: int = 4,
+    **changes: Any,
 ) -> CacheRolloutWorker:
     fields = {"prompts_per_step": 2, "group_size": 2, "micro_batch": 2, "concurrency": 4, "extra_groups": 0.0}
     settings = GrpoSettings(**{"budgets": Budgets(turns=3, turn_tokens=300), **fields, **changes})
@@ -253,6 +259,41 @@ def test_a_void_rollout_is_out_of_the_baseline_and_not_handed_over() -> None:
     assert sorted(sample.advantage for sample in samples) == pytest.approx([-HALF, -HALF, HALF, HALF])
     assert found["rollout/void_total"][0] == 1.0
     assert found["reward"][0][1] == 2  # the mean is over the scored ones
+
+
+def test_a_rollout_that_ran_out_of_time_is_out_of_the_baseline_too() -> None:
+    """With it the mean would be that of three rewards, and the advantages no longer HALF."""
+
+    class Slow(Engine):
+        async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generation:
+            said = await super().generate(prompt_ids, sampling)
+            if len(self.seeds) == 3:
+                await asyncio.Event().wait()
+            return said
+
+    budgets = Budgets(turns=3, turn_tokens=300, seconds=1.0)
+    engine = Slow(lambda turn: alternately(turn % 3))
+    with running(a_worker(engine, group_size=3, micro_batch=3, concurrency=3, budgets=budgets)) as worker:
+        found = metrics_until(worker, "reward")
+        samples = take(worker, 2)
+    assert found["rollout/void_total"][0] == 1.0
+    assert sorted(sample.advantage for sample in samples) == pytest.approx([-HALF, HALF])
+
+
+@pytest.mark.parametrize("adapters", [[], [{"id": "trl-policy-v1", "parent": "policy"}]], ids=["merged", "adapter"])
+def test_the_engine_knows_of_new_weights_and_refuses_those_published_as_an_adapter(
+    tmp_path: Path, adapters: list[dict[str, str]]
+) -> None:
+    models = {"data": [{"id": "policy", "parent": None}, *adapters]}
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, json=models))
+    with VllmServerEngine("http://one", model="policy", weights_dir=tmp_path, transport=transport) as engine:
+        worker = a_worker(engine)
+        if adapters:
+            with pytest.raises(RunMisconfigured, match="without --enable-lora"):
+                worker.update_model_version(1)
+        else:
+            worker.update_model_version(1)
+        assert engine.weight_version == (0 if adapters else 1)
 
 
 def test_groups_without_variance_make_way_as_often_as_the_settings_allow() -> None:

@@ -5,6 +5,7 @@ import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,15 @@ from cacherl.adapters.trl_grpo import (
     RolloutTrainer,
     check_scored,
     correction,
+    give_patience,
     make_trainer,
     run_grpo,
     token_advantages,
     trimmed,
 )
-from cacherl.errors import RunMisconfigured, TrainerContractBroken
+from cacherl.errors import EngineFailed, RunMisconfigured, RunStopped, TrainerContractBroken
+from cacherl.rollout.loop import Budgets
+from cacherl.train.checkpoints import last_checkpoint
 from cacherl.train.grpo_settings import GrpoSettings
 from cacherl.train.scoring import TrainingRow
 from cacherl.train.token_sums import TokenSums
@@ -63,6 +67,7 @@ def trainer_for(
     *,
     engine_is_the_model: bool = True,
     on_step: Callable[[Mapping[str, float], TokenSums], None] = lambda logs, tokens: None,
+    play: Callable[[Asked], list[TrainingRow]] | None = None,
 ) -> RolloutTrainer:
     return make_trainer(
         model=model,
@@ -71,7 +76,7 @@ def trainer_for(
         order=[0, 1] * settings.steps,
         settings=settings,
         engine_is_the_model=engine_is_the_model,
-        play=lambda asked: list(rows),
+        play=play or (lambda asked: list(rows)),
         on_step=on_step,
         output_dir=out,
     )
@@ -200,6 +205,144 @@ def test_a_step_of_void_rollouts_only_does_not_fall_over(
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
 
+# ---- updates that would only do harm
+
+
+class Steps:
+    """Of each step: what TRL told of it, and the weights after it."""
+
+    def __init__(self, model: Qwen3ForCausalLM) -> None:
+        self.logs: list[Mapping[str, float]] = []
+        self.weights = [self._weights(model)]
+        """With those before the first step."""
+        self._model = model
+
+    def __call__(self, logs: Mapping[str, float], tokens: TokenSums) -> None:
+        self.logs.append(dict(logs))
+        self.weights.append(self._weights(self._model))
+
+    def moved(self) -> list[bool]:
+        return [not torch.equal(a, b) for a, b in zip(self.weights[:-1], self.weights[1:], strict=True)]
+
+    @staticmethod
+    def _weights(model: Qwen3ForCausalLM) -> torch.Tensor:
+        return torch.cat([p.detach().flatten().clone() for p in model.parameters()])
+
+
+def break_gradients(trainer: RolloutTrainer, steps: Sequence[int]) -> None:
+    """Have the loss of these steps (from 0) be no number."""
+    sound = trainer._compute_loss
+
+    def broken(*arguments: Any) -> torch.Tensor:
+        loss = sound(*arguments)
+        return loss * math.nan if trainer.state.global_step in steps else loss
+
+    trainer._compute_loss = broken
+
+
+def test_a_gradient_that_is_not_finite_touches_neither_weights_nor_momentum(
+    model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    twin = copy.deepcopy(model)
+    seen, sound = Steps(model), Steps(twin)
+    trainer = trainer_for(model, tokenizer, tmp_path / "a", settings=replace(SETTINGS, steps=4), on_step=seen)
+    break_gradients(trainer, [1, 2])
+    trainer.train()
+    trainer_for(twin, tokenizer, tmp_path / "b", settings=replace(SETTINGS, steps=2), on_step=sound).train()
+    assert seen.moved() == [True, False, False, True]
+    assert [logs["skipped_updates"] for logs in seen.logs] == [0, 1, 1, 0]
+    assert [math.isnan(logs["loss"]) for logs in seen.logs] == [False, True, True, False]
+    # The step after them is the second one of a run that never had them.
+    assert torch.allclose(seen.weights[4], sound.weights[2], atol=1e-5)
+
+
+def test_a_third_gradient_in_a_row_that_is_not_finite_ends_the_run_with_sound_weights(
+    model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    settings = replace(SETTINGS, steps=9, checkpoint_every=1, keep_checkpoints=9)
+    seen = Steps(model)
+    trainer = trainer_for(model, tokenizer, tmp_path, settings=settings, on_step=seen)
+    break_gradients(trainer, [1, 2, 4, 5, 6])  # step 3 is sound in between
+    with pytest.raises(RunStopped, match=r"step 7: the gradient is not finite \(norm nan\).*--resume"):
+        trainer.train()
+    assert seen.moved() == [True, False, False, True, False, False]
+    last = last_checkpoint(tmp_path)
+    assert last is not None
+    assert last.name == "checkpoint-4"
+
+
+def test_momentum_does_not_move_the_weights_in_a_step_that_teaches_nothing(
+    model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    seen = Steps(model)
+    equal = [replace(each, reward=0.7) for each in ROWS]
+    trainer_for(
+        model,
+        tokenizer,
+        tmp_path,
+        settings=replace(SETTINGS, steps=3),
+        on_step=seen,
+        play=lambda asked: equal if asked.step == 1 else list(ROWS),
+    ).train()
+    assert seen.moved() == [True, False, True]
+    assert [logs["skipped_updates"] for logs in seen.logs] == [0, 1, 0]
+
+
+def test_an_update_whose_gradient_nobody_measured_is_caught(
+    model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    trainer = trainer_for(model, tokenizer, tmp_path)
+    trainer._get_grad_norm = lambda *_, **__: 1.0  # as if transformers called it by another name
+    with pytest.raises(TrainerContractBroken, match="without asking for the norm"):
+        trainer.train()
+
+
+def test_a_learning_rate_that_was_lowered_holds_from_the_resumption_on(
+    model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    settings = replace(SETTINGS, steps=1, checkpoint_every=1)
+    trainer_for(model, tokenizer, tmp_path, settings=settings).train()
+    seen = Steps(model)
+    lower = replace(settings, steps=3, learning_rate=0.004)
+    trainer_for(model, tokenizer, tmp_path, settings=lower, on_step=seen).train(
+        resume_from_checkpoint=str(tmp_path / "checkpoint-1")
+    )
+    assert [logs["learning_rate"] for logs in seen.logs] == [0.004, 0.004]
+
+
+def test_logprobs_that_are_no_numbers_are_the_engines_fault() -> None:
+    for odd in (math.nan, -math.inf):
+        rows = [*ROWS[:3], replace(ROWS[3], logprobs=[-1.0, odd, 0.0])]
+        with pytest.raises(EngineFailed, match=rf"the engine gave a logprob of {odd} \(rollout 3 of 4\)"):
+            check_scored(scored(), rows, 2)
+
+
+# ---- several processes
+
+
+def test_processes_wait_for_as_long_as_rollouts_may_last(
+    model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    # 8 * 8 rollouts, 24 at once, are three waves of 600 s; with one and a half replacements a place, three times.
+    settings = GrpoSettings(concurrency=24, extra_groups=1.5, budgets=Budgets(seconds=600))
+    assert settings.patience_s(1) == 3 * 600 * 3 + 1800
+    assert settings.patience_s(4) == 1 * 600 * 3 + 1800  # 16 rollouts each
+    trainer = trainer_for(model, tokenizer, tmp_path, settings=replace(SETTINGS, budgets=Budgets(seconds=7000)))
+    assert trainer.args.ddp_timeout == 2 * 7000 + 1800
+
+
+def test_a_group_of_processes_that_was_there_before_becomes_as_patient(tmp_path: Path) -> None:
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1
+    )
+    try:
+        give_patience(7200)
+        group = torch.distributed.distributed_c10d._get_default_group()
+        assert group._get_backend(torch.device("cpu")).options._timeout == timedelta(hours=2)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 # ---- the importance correction: an engine that is not quite the trainer
 
 
@@ -251,6 +394,18 @@ def test_without_a_correction_the_engines_logprobs_do_not_matter(
     one = gradients(model, tokenizer, tmp_path / "a", ROWS, settings, engine_is_the_model=engine_is_the_model)
     two = gradients(model, tokenizer, tmp_path / "b", other, settings, engine_is_the_model=engine_is_the_model)
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_model_that_samples_itself_is_corrected_where_the_update_computes_in_bfloat16(
+    model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = trainer_for(model, tokenizer, tmp_path)
+    monkeypatch.setattr("cacherl.adapters.trl_grpo._trains_on_cpu", lambda model: False)
+    monkeypatch.setattr("transformers.training_args.is_torch_bf16_gpu_available", lambda: True)
+    halved = trainer_for(model, tokenizer, tmp_path)
+    unwanted = trainer_for(model, tokenizer, tmp_path, settings=replace(SETTINGS, correction="none"))
+    assert [one.args.bf16 for one in (plain, halved, unwanted)] == [False, True, True]
+    assert [one._corrects for one in (plain, halved, unwanted)] == [False, True, False]
 
 
 def test_the_mismatch_of_a_step_is_that_of_its_trained_tokens(

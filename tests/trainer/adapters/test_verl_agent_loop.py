@@ -9,6 +9,7 @@ import importlib
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -47,6 +48,7 @@ from cacherl.config import read_run
 from cacherl.data.verl_rows import verl_rows, write_rows
 from cacherl.errors import EngineFailed, RunMisconfigured
 from cacherl.rollout.engine import Sampling
+from cacherl.rollout.rollout import Rollout
 from cacherl.rollout.tools import CacheLookup, Drop, ExecuteLive, writing_tools
 from cacherl.run.settings import Run
 from cacherl.train.collector import FromCache
@@ -371,6 +373,59 @@ async def test_each_rollout_leaves_a_line_in_the_log_the_void_ones_too(
     )
 
 
+async def test_a_rollout_that_ran_out_of_time_is_void_in_training_and_scored_in_validation(
+    config: DictConfig, tokenizer: PreTrainedTokenizerFast, store: Store, cache: MemoryCache, tmp_path: Path
+) -> None:
+    (tmp_path / "run.toml").write_text(RUN + "seconds = 1e-9\n")
+    counts = {}
+    for validate in (False, True):
+        servers = Servers(tokenizer, {0: NO_IDEA, 1: NO_IDEA, 2: NO_IDEA})
+        batch = batch_of(config, tokenizer, tmp_path / f"{validate}.jsonl", [ASK], validate=validate)
+        await play(a_worker(config, servers), store, batch, validate=validate)
+        counts[validate] = len(store.rows)
+    assert counts == {False: 0, True: 1}
+    lines = [json.loads(line) for log in (tmp_path / "checkpoints").rglob("*.jsonl") for line in log.open()]
+    assert [line["stop_time_budget"] for line in lines] == [1.0] * 4
+    assert [line["reward"] is None for line in lines if not line["is_validation"]] == [True] * 3
+
+
+async def test_a_judge_that_does_not_come_back_makes_its_rollout_void(
+    config: DictConfig,
+    tokenizer: PreTrainedTokenizerFast,
+    store: Store,
+    cache: MemoryCache,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    enough = threading.Event()
+
+    class Judge:
+        def score(self, rollout: Rollout, task: Task) -> float:
+            return 1.0 if rollout.answer != "No idea." or enough.wait(20) else 0.0
+
+    monkeypatch.setattr(plugin, "JUDGE_S", 0.2)
+    monkeypatch.setattr(plugin, "make_judge", lambda run, world: Judge())
+    servers = Servers(tokenizer, {0: solution(ASK), 1: NO_IDEA, 2: solution(ASK)})
+    try:
+        await play(a_worker(config, servers), store, batch_of(config, tokenizer, tmp_path / "train.jsonl", [ASK]))
+    finally:
+        enough.set()
+    assert sorted(store.rows) == ["uid0_0_0", "uid0_2_0"]
+    assert "is void (infrastructure): the judge took longer than 0.2 s" in caplog.text
+
+
+async def test_a_run_that_goes_on_leaves_the_log_of_the_one_before(
+    config: DictConfig, tokenizer: PreTrainedTokenizerFast, store: Store, cache: MemoryCache, tmp_path: Path
+) -> None:
+    for step in range(2):
+        servers = Servers(tokenizer, dict.fromkeys(range(3), NO_IDEA))
+        batch = batch_of(config, tokenizer, tmp_path / f"{step}.jsonl", [ASK])
+        await play(a_worker(config, servers), store, batch)
+    logs = sorted((tmp_path / "checkpoints" / "rollouts").glob("*.jsonl"))
+    assert [len(log.read_text().splitlines()) for log in logs] == [3, 3]
+
+
 async def test_all_rollouts_of_a_worker_share_one_cache_client_and_a_miss_by_policy_voids(
     config: DictConfig,
     tokenizer: PreTrainedTokenizerFast,
@@ -480,6 +535,8 @@ class OneAnswer:
         ({"token_ids": [], "log_probs": []}, "gave up rollout g/1"),
         ({"log_probs": None}, "0 log-probabilities for 2 tokens"),
         ({"log_probs": [-1.0]}, "1 log-probabilities for 2 tokens"),
+        ({"log_probs": [-1.0, float("nan")]}, "not finite"),
+        ({"log_probs": [float("-inf"), -1.0]}, "not finite"),
     ],
 )
 async def test_an_answer_that_cannot_be_trained_on_is_a_failed_engine(fields: dict[str, Any], complaint: str) -> None:

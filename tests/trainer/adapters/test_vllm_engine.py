@@ -1,9 +1,13 @@
 """What is vLLM's own, in process; what every engine keeps is in test_engine_contract.py and test_logprob_parity.py."""
 
 import asyncio
+import math
 import random
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -74,6 +78,120 @@ async def test_weights_wait_for_no_generation_that_is_under_way(open_once: Calla
         one.engine.follow(one.model, 1)
     assert len((await under_way).ids) == 300
     assert one.engine.weight_version == 0
+
+
+class _Step:
+    """vLLM's engine, whose next steps are scripted: an exception is raised, the rest is what it puts out."""
+
+    def __init__(self, real: Any, *steps: Any) -> None:
+        self._real, self._steps = real, list(steps)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+    def step(self) -> Any:
+        if not self._steps:
+            return self._real.step()
+        said = self._steps.pop(0)
+        if isinstance(said, BaseException):
+            raise said
+        return said
+
+
+def _said(name: str, logprobs: list[Any]) -> Any:
+    answer = SimpleNamespace(finish_reason="length", token_ids=[5, 6], logprobs=logprobs)
+    return SimpleNamespace(request_id=name, outputs=[answer])
+
+
+@pytest.mark.parametrize(
+    "logprobs",
+    [
+        [{5: SimpleNamespace(logprob=-1.0)}],
+        [{5: SimpleNamespace(logprob=-1.0)}, {7: SimpleNamespace(logprob=-1.0)}],
+        [{5: SimpleNamespace(logprob=-1.0)}, {6: SimpleNamespace(logprob=math.nan)}],
+        None,
+    ],
+    ids=["too few", "of another token", "not finite", "none"],
+)
+async def test_an_answer_that_makes_no_sense_fails_alone(open_once: Callable[..., Opened], logprobs: Any) -> None:
+    engine: Any = open_once("vllm").engine
+    real, name = engine._pump._engine, next(engine._names)
+    engine._pump._engine = _Step(real, [_said("nobody asked", []), _said(str(name + 1), logprobs)])
+    try:
+        bad = engine.generate([1, 2], Sampling(max_tokens=2, stop_id=STOP))
+        with pytest.raises(EngineFailed, match="cannot be trained on"):
+            await asyncio.wait_for(bad, 20)
+        real.abort_request([str(name + 1)])  # the real one was never stepped
+    finally:
+        engine._pump._engine = real
+    assert len((await engine.generate([1], Sampling(max_tokens=1, stop_id=STOP))).ids) == 1
+
+
+@pytest.mark.parametrize("error", [RuntimeError("illegal access"), SystemExit(1)], ids=repr)
+async def test_an_engine_that_broke_down_says_so_to_everybody_and_blocks_nobody(
+    open_once: Callable[..., Opened], error: BaseException
+) -> None:
+    one = open_once("vllm")
+    pump: Any = one.engine._pump  # type: ignore[attr-defined]
+    real = pump._engine
+    pump._engine = _Step(real, error)
+    how = Sampling(max_tokens=2, stop_id=STOP)
+    try:
+        for _ in range(2):  # under way, and later
+            with pytest.raises(EngineFailed, match="resume the run from its last checkpoint") as told:
+                await asyncio.wait_for(one.engine.generate([1, 2], how), 20)
+            assert told.value.__cause__ is error
+        with pytest.raises(EngineFailed, match="resume the run from its last checkpoint"):
+            one.engine.follow(one.model, 1)
+    finally:
+        for request in list(real.output_processor.request_states):
+            real.abort_request([request])
+        pump._engine, pump._broken = real, None
+    assert len((await one.engine.generate([1], how)).ids) == 2
+
+
+async def test_nobody_waits_for_a_thread_that_is_dead(
+    open_once: Callable[..., Opened], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = open_once("vllm", is_new=True)
+    engine: Any = one.engine
+    monkeypatch.setattr(vllm_engine(), "LOOK_S", 0.01)
+    engine._inbox.put(None)  # as close does, but it may be asked on
+    engine._worker.join(20)
+    with pytest.raises(EngineFailed, match="thread has ended"):
+        await asyncio.wait_for(engine.generate([1], Sampling(max_tokens=1, stop_id=STOP)), 20)
+    with pytest.raises(EngineFailed, match="thread has ended"):
+        engine.follow(one.model, 1)
+    engine.close()
+
+
+def test_with_several_processes_the_group_is_there_before_the_thread_and_its_gpu_is_the_processs_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    current: dict[threading.Thread, int] = {}
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(vllm_engine(), "PartialState", lambda: SimpleNamespace(device=1))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: current.update({threading.current_thread(): device}))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current.get(threading.current_thread(), 0))
+    opened: list[tuple[threading.Thread, int | None]] = []
+
+    def fake_open(pump: Any, arguments: Any) -> None:
+        opened.append((threading.current_thread(), torch.cuda.current_device()))
+        pump._device = None  # nothing to give back to a GPU
+
+    monkeypatch.setattr(vllm_engine()._Pump, "open", fake_open)
+    monkeypatch.setattr(vllm_engine(), "_arguments", lambda *_: None)
+    vllm_engine().VllmEngine("model", settings=VllmSettings()).close()
+    [(thread, device)] = opened
+    assert (thread is threading.current_thread(), device) == (False, 1)
+    assert torch.cuda.current_device() == 1
+
+
+def vllm_engine() -> Any:
+    from cacherl.adapters import vllm_engine
+
+    return vllm_engine
 
 
 async def test_closing_fails_what_is_under_way_and_what_comes_and_another_can_be_opened(

@@ -1,6 +1,7 @@
 """How the client of vLLM's servers bears with them; what every engine keeps is in test_engine_contract.py."""
 
 import asyncio
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from tests.trainer.adapters.fake_vllm_server import FakeVllmServer, completion
 
 HOW = Sampling(max_tokens=4, stop_id=STOP, seed=3)
 GOOD = completion([5, 6], [-1.0, -2.0], "length")
+INFO = {"vllm_config": {"model_config": {"logprobs_mode": "raw_logprobs", "max_model_len": CONTEXT_TOKENS}}}
 Open = Callable[..., VllmServerEngine]
 
 
@@ -124,6 +126,8 @@ def test_what_would_only_happen_again_is_not_asked_again(
         b'{"choices": [{"token_ids": [5], "finish_reason": "stop", "logprobs": null}]}',
         b'{"choices": [{"token_ids": [5], "finish_reason": "stop", "logprobs": {"token_logprobs": [null]}}]}',
         b'{"choices": [{"token_ids": [5, 6], "finish_reason": "stop", "logprobs": {"token_logprobs": [-1.0]}}]}',
+        b'{"choices": [{"token_ids": [5], "finish_reason": "stop", "logprobs": {"token_logprobs": [NaN]}}]}',
+        b'{"choices": [{"token_ids": [5], "finish_reason": "stop", "logprobs": {"token_logprobs": [-9999.0]}}]}',
         b'{"choices": [{"token_ids": [5], "finish_reason": "abort", "logprobs": {"token_logprobs": [-1.0]}}]}',
     ],
 )
@@ -168,6 +172,60 @@ def test_a_server_that_was_away_is_not_believed_until_it_has_the_weights_again(o
     engine.follow(model, 2)
     assert ask(engine).weight_version == 2
     server.close()
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        httpx.ConnectTimeout("no route"),
+        httpx.ConnectError("refused"),
+        httpx.ReadError("reset"),
+        httpx.RemoteProtocolError("gone"),
+        httpx.ReadTimeout("silent"),
+        httpx.Response(503, text="starting"),
+    ],
+    ids=str,
+)
+def test_a_server_that_is_back_within_one_request_is_not_believed_either(
+    open_engine: Open, trouble: httpx.Response | Exception
+) -> None:
+    loaded = [httpx.Response(200, json=INFO), httpx.Response(200, json={})]
+    server = Scripted(*loaded, trouble, *[httpx.Response(200, json=GOOD)] * 2, httpx.Response(200, json={}))
+    engine = open_engine(server.transport)
+    engine.follow(tiny_model(), 1)
+    for _ in range(2):
+        with pytest.raises(EngineFailed, match=r"first weights|no answer"):
+            ask(engine)
+    asked = len(server.requests)
+    with pytest.raises(EngineFailed, match="first weights"):
+        ask(engine)
+    assert len(server.requests) == asked  # it is not even asked
+    server.replies = [httpx.Response(200, json={}), httpx.Response(200, json=GOOD)]
+    engine.follow(tiny_model(), 2)
+    assert ask(engine).weight_version == 2
+
+
+def models(*served: tuple[str, str | None]) -> httpx.Response:
+    return httpx.Response(200, json={"data": [{"id": name, "parent": parent} for name, parent in served]})
+
+
+def test_weights_that_somebody_else_sent_are_told_in_generations_and_share_no_cached_prefix(open_engine: Open) -> None:
+    server = Scripted(models(("policy", None)), httpx.Response(200, json=GOOD))
+    engine = open_engine(server.transport)
+    versions = []
+    for version in (1, 2):
+        engine.weights_came(version)
+        versions.append(ask(engine).weight_version)
+    assert versions == [1, 2]
+    asked = [json.loads(request.content)["cache_salt"] for request in server.requests if request.method == "POST"]
+    assert len(set(asked)) == 2
+    assert [request.url.path for request in server.requests] == ["/v1/models"] + ["/v1/completions"] * 2
+
+
+def test_a_server_that_was_sent_the_weights_as_an_adapter_is_refused(open_engine: Open) -> None:
+    server = Scripted(models(("policy", None), ("trl-policy-v1", "policy")))
+    with pytest.raises(RunMisconfigured, match=r"trl-policy-v1, but rollouts ask for policy.*without --enable-lora"):
+        open_engine(server.transport).weights_came(1)
 
 
 @pytest.mark.parametrize("shard_bytes", [1, 2**40])

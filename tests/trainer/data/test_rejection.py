@@ -82,7 +82,7 @@ def test_void_cut_and_silent_rollouts_are_never_kept() -> None:
         played(1.0, answer=""),
     ]
     kept = keep_best(scored, above=0.0, min_trust=0.0, per_task=9)
-    assert (kept.samples, kept.left_out) == ((), {"unanswered": 3})
+    assert (kept.samples, kept.left_out) == ((), {"void": 1, "unanswered": 2})
 
 
 def test_the_best_of_a_task_are_kept_and_another_task_has_its_own() -> None:

@@ -1,4 +1,5 @@
 import asyncio
+import gc
 import json
 import random
 from dataclasses import replace
@@ -6,6 +7,7 @@ from dataclasses import replace
 from cacherl.adapters.byte_tokenizer import make_byte_tokenizer
 from cacherl.adapters.hf_tokenizer import HFTokenizer
 from cacherl.adapters.scripted_engine import ScriptedEngine
+from cacherl.errors import ToolUnavailable
 from cacherl.evaluate.evaluate import Evaluation, evaluate, judged
 from cacherl.reward.answer import MilestoneJudge
 from cacherl.reward.tier_aware import Reward
@@ -29,7 +31,9 @@ def solve(task: Task, upto: int | None = None) -> list[str]:
     return [*turns, f"so\n</think>\n\n{task.expected_answer}"]
 
 
-def run(by_task: dict[str, list[str]], world: SupportDesk = WORLD, turns: int = 12) -> Evaluation:
+def run(
+    by_task: dict[str, list[str]], world: SupportDesk = WORLD, turns: int = 12, concurrency: int = 64
+) -> Evaluation:
     tokenizer = HFTokenizer(make_byte_tokenizer())
 
     def reply(prompt: str) -> str:
@@ -44,7 +48,7 @@ def run(by_task: dict[str, list[str]], world: SupportDesk = WORLD, turns: int = 
         temperature=0,
     )
     judge = MilestoneJudge(writes=writing_tools(WORLD.tools))
-    return asyncio.run(evaluate(loop, world, TASKS, judge))
+    return asyncio.run(evaluate(loop, world, TASKS, judge, concurrency=concurrency))
 
 
 def test_a_perfect_agent_succeeds_everywhere() -> None:
@@ -75,6 +79,47 @@ def test_a_rollout_that_never_answered_is_no_success_whatever_the_world_says() -
     result = run({task.id: solve(task) for task in TASKS}, LenientDesk(seed=0), turns=1)
     assert result.stops == {"turn_budget": len(TASKS)}
     assert result.success.value == 0.0
+
+
+def test_sessions_open_with_their_rollout_and_close_when_the_outcome_was_read() -> None:
+    events: list[str] = []
+
+    class Closable(SupportSession):
+        def succeeded(self, answer: str) -> bool:
+            events.append("asked")
+            return super().succeeded(answer)
+
+        def close(self) -> None:
+            events.append("closed")
+
+    class Desk(SupportDesk):
+        def open(self, task: Task) -> SupportSession:
+            events.append("opened")
+            session = super().open(task)
+            session.__class__ = Closable
+            return session
+
+    result = run({task.id: solve(task) for task in TASKS}, Desk(seed=0), concurrency=1)
+    assert result.success.value == 1.0
+    assert events == ["opened", "asked", "closed"] * len(TASKS)
+
+
+def test_what_lives_when_an_evaluation_begins_is_out_of_later_collections() -> None:
+    gc.unfreeze()
+    run({task.id: [f"so\n</think>\n\n{task.expected_answer}"] for task in TASKS})
+    assert gc.get_freeze_count() > 1000
+
+
+def test_a_task_whose_session_cannot_be_opened_is_void_and_the_others_are_measured() -> None:
+    class Full(SupportDesk):
+        def open(self, task: Task) -> SupportSession:
+            if task.id == TASKS[2].id:
+                raise ToolUnavailable("no sandbox left")
+            return super().open(task)
+
+    result = run({task.id: solve(task) for task in TASKS}, Full(seed=0))
+    assert (result.success.value, result.success.count, result.void) == (1.0, len(TASKS) - 1, 1)
+    assert TASKS[2].id not in {outcome.rollout.task_id for outcome in result.outcomes}
 
 
 def test_on_recordings_success_is_the_judges_full_marks_and_says_so() -> None:

@@ -1,7 +1,9 @@
 import asyncio
+import math
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -55,6 +57,10 @@ class EchoTools:
         self.outages = 0
         self.away_seconds = 0.0
         self.asked: list[list[str]] = []
+        self.closed = 0
+
+    def close(self) -> None:
+        self.closed += 1
 
     async def answer(self, requests: Sequence[ToolRequest]) -> list[ToolReply] | Void:
         self.asked.append([request.tool for request in requests])
@@ -76,6 +82,9 @@ class EchoTools:
 class GoneTools:
     outages = 1
     away_seconds = 0.0
+
+    def close(self) -> None:
+        pass
 
     async def answer(self, requests: Sequence[ToolRequest]) -> list[ToolReply] | Void:
         return Void(stop=StopReason.INFRASTRUCTURE, why="cache at :1 gave no answer")
@@ -147,7 +156,7 @@ def test_an_unusable_call_is_told_to_the_model_and_asked_of_nobody(renderer: Ren
         (Budgets(turn_tokens=10), StopReason.TOKEN_BUDGET),
         (Budgets(sampled_tokens=150), StopReason.TOKEN_BUDGET),
         (Budgets(context_tokens=300), StopReason.TOKEN_BUDGET),
-        (Budgets(seconds=0.0), StopReason.TIME_BUDGET),
+        (Budgets(seconds=1e-9), StopReason.TIME_BUDGET),
     ],
 )
 def test_every_budget_has_its_stop_reason(
@@ -339,6 +348,125 @@ def test_a_world_that_cannot_be_opened_voids_the_rollout(renderer: Renderer, par
     loop = CacheAgentLoop(scripted(renderer, LOOK), renderer, parser, budgets=Budgets())
     rollout = asyncio.run(loop.play(Episode(task_id="t", messages=opening("", "?"), open_tools=open_tools)))
     assert (rollout.stop, rollout.why) == (StopReason.INFRASTRUCTURE, "no sandbox left")
+
+
+def test_a_world_that_refuses_a_connection_voids_the_rollout_too(renderer: Renderer, parser: Parser) -> None:
+    def open_tools() -> EchoTools:
+        raise ConnectionRefusedError("sandbox host")
+
+    loop = CacheAgentLoop(scripted(renderer, LOOK), renderer, parser, budgets=Budgets())
+    rollout = asyncio.run(loop.play(Episode(task_id="t", messages=opening("", "?"), open_tools=open_tools)))
+    assert (rollout.stop, rollout.why) == (StopReason.INFRASTRUCTURE, "ConnectionRefusedError: sandbox host")
+
+
+class DefectTools(EchoTools):
+    async def answer(self, requests: Sequence[ToolRequest]) -> list[ToolReply] | Void:
+        raise KeyError("shelf")
+
+
+def test_a_defect_ends_the_run_and_says_in_which_rollout_it_is(renderer: Renderer, parser: Parser) -> None:
+    loop = CacheAgentLoop(scripted(renderer, LOOK), renderer, parser, budgets=Budgets())
+    episode = Episode(task_id="t7", messages=opening("", "?"), open_tools=DefectTools, rollout="0/t7/3")
+    with pytest.raises(KeyError) as raised:
+        asyncio.run(loop.play(episode))
+    assert raised.value.__notes__ == ["task t7, rollout 0/t7/3"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "stop"),
+    [(EchoTools, StopReason.ANSWERED), (StuckTools, StopReason.TIME_BUDGET), (DefectTools, None)],
+)
+def test_tools_are_closed_once_however_the_rollout_ends(
+    renderer: Renderer, parser: Parser, kind: type[EchoTools], stop: StopReason | None
+) -> None:
+    tools = kind()
+    with suppress(KeyError):
+        rollout = play(renderer, parser, scripted(renderer, LOOK, DONE), tools, Budgets(seconds=0.2))
+        assert rollout.stop is stop
+    assert tools.closed == 1
+
+
+async def test_tools_are_closed_when_the_rollout_is_cancelled(renderer: Renderer, parser: Parser) -> None:
+    is_asked = asyncio.Event()
+
+    class Asked(StuckTools):
+        async def answer(self, requests: Sequence[ToolRequest]) -> list[ToolReply] | Void:
+            is_asked.set()
+            return await super().answer(requests)
+
+    tools = Asked()
+    loop = CacheAgentLoop(scripted(renderer, LOOK), renderer, parser, budgets=Budgets())
+    task = asyncio.create_task(loop.play(Episode(task_id="t", messages=opening("", "?"), open_tools=lambda: tools)))
+    await is_asked.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert tools.closed == 1
+
+
+async def test_tools_that_open_when_the_rollout_is_over_are_closed(renderer: Renderer, parser: Parser) -> None:
+    may_open, is_closed = threading.Event(), threading.Event()
+
+    class Late(EchoTools):
+        def close(self) -> None:
+            is_closed.set()
+
+    def open_tools() -> EchoTools:
+        assert may_open.wait(20.0)
+        return Late()
+
+    loop = CacheAgentLoop(scripted(renderer, LOOK), renderer, parser, budgets=Budgets(seconds=0.05))
+    rollout = await loop.play(Episode(task_id="t", messages=opening("", "?"), open_tools=open_tools))
+    assert (rollout.stop, is_closed.is_set()) == (StopReason.TIME_BUDGET, False)
+    may_open.set()
+    assert await asyncio.to_thread(is_closed.wait, 20.0)
+
+
+@pytest.mark.parametrize("error", [None, ToolUnavailable("sandbox died"), OSError("sandbox died")])
+def test_a_rollout_is_examined_before_its_tools_are_closed(
+    renderer: Renderer, parser: Parser, error: Exception | None
+) -> None:
+    tools = EchoTools()
+    seen: list[tuple[str, int]] = []
+
+    def examine(rollout: Rollout) -> None:
+        seen.append((rollout.answer, tools.closed))
+        if error is not None:
+            raise error
+
+    loop = CacheAgentLoop(scripted(renderer, DONE), renderer, parser, budgets=Budgets())
+    episode = Episode(task_id="t", messages=opening("", "?"), open_tools=lambda: tools, examine=examine)
+    rollout = asyncio.run(loop.play(episode))
+    assert (seen, tools.closed) == ([("In the attic.", 0)], 1)
+    assert rollout.stop is (StopReason.ANSWERED if error is None else StopReason.INFRASTRUCTURE)
+    assert ("sandbox died" in rollout.why) is (error is not None)
+
+
+@pytest.mark.parametrize(
+    ("budgets", "what"),
+    [
+        ({"turns": 0}, "turns is 0"),
+        ({"turn_tokens": 0}, "turn_tokens is 0"),
+        ({"sampled_tokens": 0}, "sampled_tokens is 0"),
+        ({"context_tokens": -1}, "context_tokens is -1"),
+        ({"calls": -1}, "calls is -1"),
+        ({"seconds": 0.0}, "seconds is 0"),
+        ({"seconds": math.nan}, "seconds is nan"),
+        ({"first_turn_min_tokens": -1}, "first_turn_min_tokens is -1"),
+        ({"first_turn_min_tokens": 80, "turn_tokens": 80}, "less than turn_tokens, 80"),
+    ],
+)
+def test_a_budget_that_nothing_can_keep_is_refused(budgets: dict[str, Any], what: str) -> None:
+    with pytest.raises(ValueError, match=what):
+        Budgets(**budgets)
+
+
+def test_a_call_that_is_not_closed_ends_before_the_end_of_the_turn(renderer: Renderer, parser: Parser) -> None:
+    said = 'so\n</think>\n\n<tool_call>\n{"name": "look"'
+    rollout = play(renderer, parser, scripted(renderer, said, DONE))
+    [call] = rollout.calls
+    assert (call.status, call.span is not None) == (CallStatus.UNCLOSED, True)
+    assert renderer.tokenizer.decode(rollout.ids[slice(*(call.span or (0, 0)))]) == '<tool_call>\n{"name": "look"'
 
 
 def test_a_timeout_that_is_not_the_rollout_s_own_is_not_taken_for_it(renderer: Renderer, parser: Parser) -> None:

@@ -300,6 +300,37 @@ async def test_time_lost_to_a_silent_cache_is_known_though_the_rollout_is_cancel
     assert tools.away_seconds > 0.0
 
 
+@pytest.mark.usefixtures("no_pause")
+async def test_waiting_for_what_another_rollout_executes_uses_up_no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = 0.0
+    monkeypatch.setattr("cacherl.rollout.tools.time.perf_counter", lambda: now_s)
+
+    class LongPollThenBlip(MemoryCache):
+        """Polled for 0.7 s in vain, then away for 0.3 s, then it answers."""
+
+        polls = 0
+
+        async def lookup(self, namespace: str, items: Sequence[LookupItem], **terms: Any) -> list[Answer]:
+            nonlocal now_s
+            if terms.get("wait_s"):
+                self.polls += 1
+                if self.polls == 1:
+                    now_s += 0.7
+                elif self.polls == 2:
+                    now_s += terms["wait_s"] + 0.3
+                    raise CacheUnavailable("connection reset")
+                else:
+                    [answer] = await super().lookup(namespace, items)
+                    return [answer]
+            return [Answer(reason="leased", tier="miss", trust=0.0, state="s", state_after=None)]
+
+    cache = LongPollThenBlip(WRITES)
+    tools = cache_tools(cache, ExecuteLive(), open_session=Shelf, patience_s=0.5)
+    assert [r.tier for r in await replies(tools, LOOK)] == ["live"]
+    assert (cache.polls, tools.outages) == (3, 1)
+    assert tools.away_seconds == pytest.approx(0.3)
+
+
 async def test_an_outage_may_be_bridged_live() -> None:
     tools = cache_tools(Down(), Drop(), ExecuteLive(), open_session=Shelf)
     got = await replies(tools, put("mug"), LOOK)
@@ -643,3 +674,116 @@ async def test_a_namespace_that_is_not_there_ends_the_run() -> None:
     with pytest.raises(CacheRefused):
         error = CacheRefused(status=404, code="unknown_namespace", detail="shelf")
         await cache_tools(Down(error=error), ToolError()).answer([LOOK])
+
+
+# ---- the session: closed once, after all else
+
+
+class Closable(Shelf):
+    """Tells what happened to it, in order."""
+
+    def execute(self, tool: str, arguments: Mapping[str, Any]) -> ToolResult:
+        result = super().execute(tool, arguments)
+        assert "closed" not in self.executed
+        return result
+
+    def close(self) -> None:
+        self.executed.append("closed")
+
+
+async def test_a_session_is_closed_with_the_tools_that_opened_it() -> None:
+    live, opened = LiveTools(shelf := Closable()), Closable()
+    cached = cache_tools(MemoryCache(WRITES), ExecuteLive(), open_session=lambda: opened)
+    for tools in (live, cached):
+        await replies(tools, LOOK)
+        tools.close()
+    assert shelf.executed == opened.executed == ["look", "closed"]
+
+
+async def test_a_session_that_no_call_needed_is_closed_where_it_is_open_and_else_never_opened() -> None:
+    LiveTools(shelf := Closable()).close()
+    assert shelf.executed == ["closed"]
+    opened: list[Closable] = []
+    cache_tools(MemoryCache(WRITES), ExecuteLive(), open_session=lambda: opened.append(Closable())).close()
+    cache_tools(MemoryCache(WRITES), Drop()).close()
+    assert opened == []
+
+
+async def test_a_session_without_a_close_or_with_one_that_fails_costs_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    class Leaving(Shelf):
+        def close(self) -> None:
+            raise RuntimeError("the container is gone")
+
+    LiveTools(Shelf()).close()
+    assert not caplog.records
+    LiveTools(Leaving()).close()
+    assert "could not be closed" in caplog.text
+
+
+@pytest.mark.parametrize("is_opening", [True, False])
+async def test_a_session_that_is_still_at_work_when_its_rollout_is_over_is_closed_after_that(is_opening: bool) -> None:
+    has_begun, may_end, is_closed = threading.Event(), threading.Event(), threading.Event()
+
+    def hold() -> None:
+        has_begun.set()
+        assert may_end.wait(TIMEOUT_S)
+
+    class Held(Closable):
+        def __init__(self) -> None:
+            super().__init__()
+            if is_opening:
+                hold()
+
+        def execute(self, tool: str, arguments: Mapping[str, Any]) -> ToolResult:
+            if not is_opening:
+                hold()
+            return super().execute(tool, arguments)
+
+        def close(self) -> None:
+            assert self.executed == ["look"]
+            is_closed.set()
+
+    tools = cache_tools(MemoryCache(WRITES), ExecuteLive(), open_session=Held)
+    task = asyncio.create_task(tools.answer([LOOK]))
+    await asyncio.to_thread(has_begun.wait, TIMEOUT_S)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    tools.close()
+    assert not is_closed.is_set()
+    may_end.set()
+    assert await asyncio.to_thread(is_closed.wait, TIMEOUT_S)
+
+
+# ---- what a world raises
+
+
+class Raising(Shelf):
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self._error = error
+
+    def execute(self, tool: str, arguments: Mapping[str, Any]) -> ToolResult:
+        raise self._error
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError("by peer"), TimeoutError("by peer")])
+async def test_a_tool_that_cannot_be_reached_voids_the_rollout_whichever_way_it_says_so(error: OSError) -> None:
+    void = Void(stop=StopReason.INFRASTRUCTURE, why=f"tool look: {type(error).__name__}: by peer")
+
+    def refused() -> Shelf:
+        raise error
+
+    assert await LiveTools(Raising(error)).answer([LOOK]) == void
+    for open_session in (lambda: Raising(error), refused):
+        for policies in ((ExecuteLive(), Drop()), (Drop(), ExecuteLive())):  # under a lease, and past a lost cache
+            cache = MemoryCache(WRITES) if isinstance(policies[0], ExecuteLive) else Down()
+            assert await cache_tools(cache, *policies, open_session=open_session).answer([LOOK]) == void
+
+
+async def test_what_a_world_did_not_foresee_flies_and_names_the_tool() -> None:
+    cached = cache_tools(MemoryCache(WRITES), ExecuteLive(), open_session=lambda: Raising(KeyError("shelf")))
+    for tools in (LiveTools(Raising(KeyError("shelf"))), cached):
+        with pytest.raises(KeyError) as raised:
+            await tools.answer([LOOK])
+        assert raised.value.__notes__ == ["tool look"]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from cacherl.adapters.byte_tokenizer import make_byte_tokenizer
 from cacherl.config import read_run
@@ -98,9 +99,54 @@ def test_a_recorded_world_takes_one_domain_and_its_name_is_the_namespace(read: A
 def test_sft_never_learns_from_a_task_that_is_held_out(read: Any, logs: tuple[str, ...], tmp_path: Path) -> None:
     run = read(*logs, "--world.domain", "shop", "--world.held_out_share", "0.3")
     world = build.make_world(run)
-    learned = build.training_trajectories(run, world, build.recordings(run, world, tmp_path))
+    learned, left_out = build.training_trajectories(run, world, build.recordings(run, world, tmp_path))
+    assert left_out == {"unreadable": 0, "of another domain": 20, "of held-out tasks": 20 - len(learned)}
+    assert 0 < left_out["of held-out tasks"] < 20
     assert {task_id_of(each) for each in learned} == {task.id for task in build.training_tasks(run, world)}
     assert {each.domain for each in learned} == {"shop"}
+
+
+def test_recordings_that_cannot_be_used_are_counted_with_the_first_reason(
+    read: Any, logs: tuple[str, ...], tmp_path: Path
+) -> None:
+    path = tmp_path / "logs.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines() if "shop" in line]
+    for line in lines[2:5]:
+        line["messages"][0]["content"] = [{"type": "text", "text": "do"}]
+    for line in lines[5:7]:
+        line["messages"].insert(0, {"role": "system", "content": "Another one."})
+    lines[7]["reward"] = 0.5
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run = read(*logs, "--world.domain", "shop")
+    world = build.make_world(run)
+    found = {"unreadable lines": 3, "tasks: other system prompt": 2, "tasks: no good trajectory": 1}
+    assert build.left_out(world) == found
+    assert build.told_left_out(world).endswith("(first: line 3: message 0 (user) has no text content)")
+    assert build.training_trajectories(run, world, [path])[1]["unreadable"] == 3
+    assert build.left_out(SupportDesk(seed=0)) == {}
+    assert build.told_left_out(SupportDesk(seed=0)) == ""
+
+
+def test_logs_without_a_reward_are_told_with_the_settings_that_take_them(
+    read: Any, logs: tuple[str, ...], tmp_path: Path
+) -> None:
+    path = tmp_path / "logs.jsonl"
+    path.write_text(path.read_text().replace('"reward": 1', '"note": 1'))
+    with pytest.raises(RunMisconfigured, match=r"set world\.good_above and examples\.min_reward to 0"):
+        build.make_world(read(*logs, "--world.domain", "shop"))
+    assert build.left_out(build.make_world(read(*logs, "--world.domain", "shop", "--world.good_above", "0"))) == {}
+
+
+def test_recordings_without_a_domain_need_a_namespace_only_where_a_cache_is_asked(
+    read: Any, logs: tuple[str, ...], tmp_path: Path
+) -> None:
+    path = tmp_path / "logs.jsonl"
+    path.write_text(path.read_text().replace('"domain"', '"note"'))
+    (tmp_path / "tools.json").write_text("[]")
+    run = read(*logs)
+    world = build.make_world(run)
+    with pytest.raises(RunMisconfigured, match=r"name no domain: set cache\.namespace"):
+        build.tool_source(run, world, "http://x")
 
 
 def test_a_world_without_held_out_tasks_cannot_be_evaluated(read: Any, logs: tuple[str, ...]) -> None:
@@ -116,7 +162,7 @@ def test_the_desk_records_itself_once_and_the_same_in_every_process(read: Any, t
     (path,) = build.recordings(run, world, tmp_path / "a")
     (other,) = build.recordings(run, world, tmp_path / "b")
     assert path.read_bytes() == other.read_bytes()
-    assert len(build.training_trajectories(run, world, [path])) == 12 * run.world.runs_per_task
+    assert len(build.training_trajectories(run, world, [path])[0]) == 12 * run.world.runs_per_task
     path.write_text(path.read_text().splitlines(keepends=True)[0])
     assert build.recordings(run, world, tmp_path / "a") == [path]
     assert len(path.read_text().splitlines()) == 1
@@ -127,6 +173,20 @@ def test_an_own_world_is_made_with_its_options(read: Any, monkeypatch: pytest.Mo
     world = build.make_world(read("--world.kind", "shop_world:make", "--world.options.desk", "5"))
     assert world.tasks("train", 1) == SupportDesk(seed=5).tasks("train", 1)
     assert build.has_live_tools(world)
+
+
+def test_a_secret_of_an_own_world_is_said_by_the_name_of_its_variable(
+    read: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    got: list[str] = []
+    module(monkeypatch, make=lambda key: got.append(key) or SupportDesk(seed=0))
+    run = read("--world.kind", "shop_world:make", "--world.options.key", "env:SHOP_KEY")
+    with pytest.raises(RunMisconfigured, match="the environment variable SHOP_KEY is not set"):
+        build.make_world(run)
+    monkeypatch.setenv("SHOP_KEY", "a-secret")
+    build.make_world(run)
+    assert got == ["a-secret"]
+    assert run.world.options == {"key": "env:SHOP_KEY"}  # which is what is saved and shown
 
 
 @pytest.mark.parametrize(
@@ -215,10 +275,38 @@ def test_every_policy_for_a_miss_reaches_the_rollouts(read: Any) -> None:
 def test_an_engine_that_is_not_installed_is_told_with_what_to_install(
     read: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "cacherl.adapters.vllm_engine", None)
-    policy: Any = None
+    monkeypatch.setattr("cacherl.run.build.find_spec", lambda name: None)
     with pytest.raises(RunMisconfigured, match="pip install vllm"):
-        build.open_engine(read("--engine.kind", "vllm"), policy, Path("x"), temperature=1.0)
+        build.check_installed(read("--engine.kind", "vllm"))
+    build.check_installed(read())
+
+
+@pytest.mark.parametrize(
+    ("environment", "moved_to"),
+    [
+        ({}, ["cuda:0"]),
+        ({"LOCAL_RANK": "3"}, ["cuda:3"]),
+        ({"LOCAL_RANK": "3", "ACCELERATE_USE_FSDP": "true"}, []),
+        ({"LOCAL_RANK": "3", "ACCELERATE_USE_DEEPSPEED": "true"}, []),
+        ({"LOCAL_RANK": "3", "ACCELERATE_USE_FSDP": "false"}, ["cuda:3"]),
+        ({"ACCELERATE_USE_FSDP": "true"}, ["cuda:0"]),
+    ],
+)
+def test_a_model_goes_to_the_gpu_of_its_process_unless_it_is_to_be_sharded(
+    read: Any, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], moved_to: list[str]
+) -> None:
+    done: list[str] = []
+    for name in ("LOCAL_RANK", "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda place: done.append(f"device {place}"))
+    monkeypatch.setattr(torch.nn.Module, "to", lambda model, place: done.append(str(place)))
+    loaded = (torch.nn.Identity(), make_byte_tokenizer())
+    monkeypatch.setattr(build, "_tiny", lambda *_: done.append("loaded") or loaded)
+    build.load_policy(read())
+    assert done == [f"device {environment.get('LOCAL_RANK', '0')}", "loaded", *moved_to]
 
 
 def test_a_model_that_cannot_be_loaded_is_told_by_its_path(read: Any, tmp_path: Path) -> None:

@@ -7,12 +7,17 @@ import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cacherl.cli import main
+from cacherl.data.rejection import Kept, Sample, read_samples
 from cacherl.demo.service import fill
+from cacherl.rollout.renderer import Example
 from cacherl.run.settings import Run
+from cacherl.train.scoring import ScoredRollout
+from cacherl.train.sft import train_sft
 from cacherl.worlds.record import record_runs, write_ndjson
 from cacherl.worlds.support_desk import SupportDesk
 from toolcache_client import CacheClient
@@ -119,6 +124,16 @@ def test_a_namespace_that_is_not_there_is_told_with_the_import_that_makes_it(
     assert f"--tools {tmp_path}/tools.json --namespace not-imported --url {cache}" in error
 
 
+@pytest.mark.parametrize("command", ["sample", "eval", "train"])
+def test_what_is_one_process_is_not_started_by_a_launcher(
+    run_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    error = told(capsys, command, "--run", run_file, "--out", tmp_path / "out")
+    assert f"`cacherl {command}` is one process: start it without a launcher" in error
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_slip_in_a_flag_is_told_by_its_name(
     run_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -131,6 +146,15 @@ def test_a_folder_is_no_run_of_a_command_that_starts_from_settings(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert "`cacherl sft` wants a run file" in told(capsys, "sft", "--run", tmp_path, "--out", tmp_path / "out")
+
+
+def test_more_tasks_than_a_run_of_an_own_world_held_out_are_not_evaluated(
+    run_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_file.rename(tmp_path / "run.toml")
+    words = ("eval", "--run", tmp_path, "--out", tmp_path / "out", "--world.kind", "shop.world:make")
+    assert "evaluate.tasks is 4, but the run held 3 tasks out" in told(capsys, *words, "--evaluate.tasks", "4")
+    assert "no finished run" in told(capsys, *words, "--evaluate.tasks", "3")
 
 
 def test_a_report_of_a_folder_without_a_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -166,27 +190,46 @@ def test_from_recordings_to_a_page_command_by_command(
         assert "support_desk" in client.namespaces()
 
 
+@pytest.fixture
+def everything_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model of random weights answers nothing worth keeping, so that all it samples is taken instead."""
+
+    def keep(scored: Sequence[ScoredRollout], **_: Any) -> Kept:
+        played = [one.rollout for one in scored]
+        samples = [
+            Sample(task_id=each.task_id, reward=1.0, trust=1.0, ids=each.ids, loss_mask=each.loss_mask)
+            for each in played
+        ]
+        return Kept(samples=tuple(samples), left_out={})
+
+    monkeypatch.setattr("cacherl.run.sample.keep_best", keep)
+
+
 @pytest.mark.slow
-def test_kept_rollouts_are_trained_token_for_token(run_file: Path, tmp_path: Path, cache: str) -> None:
+@pytest.mark.usefixtures("everything_is_kept")
+def test_kept_rollouts_are_trained_token_for_token(
+    run_file: Path, tmp_path: Path, cache: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sft, sample, again = tmp_path / "sft", tmp_path / "sample", tmp_path / "again"
     assert main(["sft", "--run", str(run_file), "--out", str(sft)]) == 0
-    words = ["sample", "--run", str(sft), "--out", str(sample), "--cache-url", cache, "--grpo.concurrency", "1"]
-    assert main(words) == 0
-    (sample / "stage.json").unlink()
-    (sample / "parts" / "2.ndjson").unlink()  # as if it had been stopped in the second of two parts
-    before = (sample / "samples.ndjson").read_text()
-    first_part = (sample / "parts" / "1.ndjson").stat()
-    assert main([*words, "--resume"]) == 0
-    assert (sample / "parts" / "1.ndjson").stat().st_mtime_ns == first_part.st_mtime_ns
-    assert (sample / "samples.ndjson").read_text() == before
-    assert [json.loads(line)["step"] for line in (sample / "samples.jsonl").read_text().splitlines()] == [1, 2]
-    samples = json.dumps([str(sample / "samples.ndjson")])
-    assert main(["sft", "--run", str(run_file), "--out", str(again), "--examples.samples", samples]) == 0
-    stage = json.loads((again / "stage.json").read_text())
-    assert stage["examples"]["sampled"] == len(before.splitlines())
+    assert main(["sample", "--run", str(sft), "--out", str(sample), "--cache-url", cache]) == 0
+    learned: list[Example] = []
+
+    def train(model: Any, examples: Sequence[Example], *rest: Any, **options: Any) -> Any:
+        learned.extend(examples)
+        return train_sft(model, examples, *rest, **options)
+
+    monkeypatch.setattr("cacherl.run.sft.train_sft", train)
+    samples = sample / "samples.ndjson"
+    assert main(["sft", "--run", str(run_file), "--out", str(again), "--examples.samples", str(samples)]) == 0
+    kept = read_samples(samples)
+    assert len(kept) == 8  # four tasks, twice
+    assert [(each.ids, each.loss_mask) for each in learned[-8:]] == [(each.ids, each.loss_mask) for each in kept]
+    assert json.loads((again / "stage.json").read_text())["examples"]["sampled"] == 8
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("everything_is_kept")
 def test_two_rounds_stopped_in_the_middle_go_on_and_end_in_a_page(
     run_file: Path, tmp_path: Path, cache: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -210,7 +253,7 @@ def test_two_rounds_stopped_in_the_middle_go_on_and_end_in_a_page(
     assert played[3:] == ["sample", "sft", "grpo"]
     again = json.loads((out / "round-2" / "sft" / "stage.json").read_text())
     kept = (out / "round-1" / "sample" / "samples.ndjson").read_text().splitlines()
-    assert again["examples"]["sampled"] == len(kept)
+    assert again["examples"]["sampled"] == len(kept) == 8
     page = (out / "report.html").read_text()
     assert page.count("<h2>SFT") == page.count("<h2>GRPO") == 2
     assert main(["eval", "--run", str(out), "--out", str(out / "eval"), "--evaluate.tasks", "2"]) == 0

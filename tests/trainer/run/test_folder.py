@@ -34,9 +34,11 @@ def test_resume_starts_a_run_where_there_is_none(tmp_path: Path) -> None:
 
 def test_a_run_goes_on_with_the_same_meaning_only(tmp_path: Path) -> None:
     take(tmp_path / "r")
-    with pytest.raises(RunMisconfigured, match=r"another run \(seed, grpo\.learning_rate differ\)"):
-        take(tmp_path / "r", replace(RUN, seed=1, grpo=replace(RUN.grpo, learning_rate=1.0)), resume=True)
-    take(tmp_path / "r", replace(RUN, threads=2, grpo=replace(RUN.grpo, micro_batch=8)), resume=True)
+    with pytest.raises(RunMisconfigured, match=r"another run \(seed, grpo\.temperature differ\)"):
+        take(tmp_path / "r", replace(RUN, seed=1, grpo=replace(RUN.grpo, temperature=0.5)), resume=True)
+    take(
+        tmp_path / "r", replace(RUN, threads=2, grpo=replace(RUN.grpo, micro_batch=8, learning_rate=1e-7)), resume=True
+    )
     assert "micro_batch = 8" in (tmp_path / "r" / "run.toml").read_text()
 
 
@@ -62,6 +64,31 @@ def test_every_start_is_kept_with_its_versions_and_no_secret(tmp_path: Path, mon
     assert "torch" in json.loads(text)[0]["packages"]
     assert "a-secret" not in text
     assert str(tmp_path) not in text
+
+
+def test_a_kill_while_a_run_is_written_down_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take(tmp_path / "r")
+    before = (tmp_path / "r" / "run.toml").read_text()
+
+    def killed(handle: int) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("os.fsync", killed)
+        with pytest.raises(KeyboardInterrupt):
+            take(tmp_path / "r", replace(RUN, threads=2), resume=True)
+    assert (tmp_path / "r" / "run.toml").read_text() == before
+    take(tmp_path / "r", resume=True)
+
+
+def test_a_run_that_goes_on_unchanged_is_not_written_again(tmp_path: Path) -> None:
+    take(tmp_path / "r")
+    before = (tmp_path / "r" / "run.toml").stat()
+    take(tmp_path / "r", resume=True)
+    after = (tmp_path / "r" / "run.toml").stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 
 def test_only_the_main_process_of_several_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from cacherl.config import write_run
 from cacherl.run import charts
 from cacherl.run.charts import Curve, curves, line_chart, share_chart, stack_chart
 from cacherl.run.report import read_steps, write_report
-from cacherl.run.settings import ModelSettings, Run, WorldSettings
+from cacherl.run.settings import EngineSettings, ModelSettings, Run, WorldSettings
 
 RUN = Run(name="r", model=ModelSettings(tiny=TinyQwen3()), world=WorldSettings(tasks=10))
 GRPO = {
@@ -82,6 +83,14 @@ def test_evaluations_stand_in_one_table_and_say_what_success_means(folder: Path)
 
 def test_a_run_that_has_only_begun_has_a_page(folder: Path) -> None:
     assert "Settings" in write_report(folder).read_text()
+
+
+def test_a_login_in_an_address_is_not_shown(tmp_path: Path) -> None:
+    engine = EngineSettings(kind="vllm-server", urls=("http://me:a-secret@gpu:8000",))
+    write_run(tmp_path / "run.toml", replace(RUN, engine=engine))
+    page = write_report(tmp_path).read_text()
+    assert "http://***@gpu:8000" in page
+    assert "a-secret" not in page
 
 
 def test_a_line_that_is_being_written_is_left_out(tmp_path: Path) -> None:

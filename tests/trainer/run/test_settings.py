@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.gpu_check.sizes import Shape, Sizes
 from cacherl.config import differences, read_run, write_run
 from cacherl.demo.settings import DemoRun
 from cacherl.errors import RunMisconfigured
@@ -36,6 +37,40 @@ def test_every_published_run_file_is_a_run(path: Path, tmp_path: Path) -> None:
     run = read_run(path, kind)
     write_run(tmp_path / "again.toml", run)
     assert read_run(tmp_path / "again.toml", kind) == run
+
+
+QWEN = ("qwen3-4b-thinking-sft", "qwen3-4b-thinking-grpo", "qwen3-4b-thinking-iterate")
+
+
+@pytest.mark.parametrize("name", QWEN)
+def test_a_published_run_fits_a_gpu_of_80_gigabytes_and_asks_for_nothing_that_no_extra_installs(name: str) -> None:
+    run = read_run(RUNS / f"{name}.toml", Run)
+    assert run.model.attention == "sdpa"
+    assert not run.sft.packing  # a packed row of sdpa costs a mask of its length squared
+    shape = Shape()
+    kept_a_token = 4 * shape.layers * shape.hidden  # each layer's input, float32
+    if run.lora is None:
+        held = 16 * shape.parameters
+    else:
+        assert run.model.dtype == "bfloat16"
+        held = 2 * shape.parameters + 16 * shape.adapter_parameters(run.lora.rank)
+    longest = max(run.sft.micro_batch_tokens or 10**9, run.sft.max_example_tokens)
+    if "grpo" not in name:
+        assert held + kept_a_token * longest < 75e9
+    if "sft" not in name:
+        row = run.grpo.micro_batch * run.grpo.budgets.context_tokens
+        assert held + kept_a_token * row + run.engine.vllm.gpu_memory_utilization * 80e9 < 70e9
+        assert run.grpo.learning_rate >= 1e-5  # less is lost in a bfloat16 base
+
+
+def test_the_sft_file_evaluates_its_model_as_the_grpo_file_does() -> None:
+    sft, grpo, _ = (read_run(RUNS / f"{name}.toml", Run) for name in QWEN)
+    assert sft.grpo.budgets == grpo.grpo.budgets
+    assert (sft.engine, sft.judge, sft.evaluate) == (grpo.engine, grpo.judge, grpo.evaluate)
+
+
+def test_the_check_on_a_gpu_runs_passes_of_the_published_size() -> None:
+    assert Sizes().sft_micro_batch_tokens == read_run(RUNS / f"{QWEN[0]}.toml", Run).sft.micro_batch_tokens
 
 
 def test_reading_a_run_imports_nothing_heavy() -> None:

@@ -57,6 +57,32 @@ def test_a_hosted_tracker_gets_names_settings_and_numbers(
     assert library.is_finished
 
 
+def test_a_resumed_run_goes_on_under_its_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = FakeLibrary()
+    monkeypatch.setitem(sys.modules, "wandb", library)
+    (tmp_path / "other").mkdir()
+    started = []
+    for folder in (tmp_path, tmp_path, tmp_path / "other"):
+        open_trackers(["wandb"], project="p", run="r", folder=folder, settings={}).close()
+        started.append((library.started["id"], library.started["resume"]))
+    assert started[0] == started[1] != started[2]
+    assert started[0][1] == "allow"
+
+
+def test_tensorboard_shows_a_step_that_is_done_again_once(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for losses in ({1: 4.0, 2: 3.0, 3: 9.0}, {2: 2.0, 3: 1.0}):
+        trackers = open_trackers(["tensorboard"], project="p", run="r", folder=tmp_path, settings={})
+        for step, loss in losses.items():
+            trackers.log(step, {"loss": loss})
+        trackers.close()
+    read = EventAccumulator(str(tmp_path / "tensorboard"))
+    read.Reload()
+    assert [(each.step, each.value) for each in read.Scalars("loss")] == [(1, 4.0), (2, 2.0), (3, 1.0)]
+
+
 def test_tensorboard_writes_what_its_own_reader_finds(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

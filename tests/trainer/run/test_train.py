@@ -9,15 +9,16 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cacherl.adapters.tiny_size import TinyQwen3
 from cacherl.config import read_run, write_run
-from cacherl.errors import CacheRLError
+from cacherl.errors import RunStopped
 from cacherl.run.folder import finish_stage, finished_stage
 from cacherl.run.settings import CacheSettings, IterateSettings, ModelSettings, Run, WorldSettings
-from cacherl.run.train import _Launcher, plan, run_train
+from cacherl.run.train import _Launcher, launcher, plan, run_train
 
 RUN = Run(
     name="r",
@@ -68,6 +69,18 @@ def test_rejection_sampling_stands_between_two_rounds_and_every_model_is_evaluat
     ]
 
 
+def test_a_stage_is_launched_as_the_run_says_for_it() -> None:
+    def launched(**settings: Any) -> list[Sequence[str]]:
+        run = replace(RUN, iterate=IterateSettings(**settings))
+        return [launcher(run, command) for command in ("sft", "grpo", "sample", "eval")]
+
+    python = (sys.executable,)
+    assert launched() == [python] * 4
+    assert launched(launch=("x",)) == [("x",), ("x",), python, python]
+    assert launched(launch=("x",), launch_sft=("y",)) == [("y",), ("x",), python, python]
+    assert launched(launch=("x",), launch_sft=()) == [python, ("x",), python, python]
+
+
 @pytest.mark.parametrize("restart", [False, True])
 def test_each_stage_starts_from_the_right_model_and_learns_from_all_samples_so_far(
     tmp_path: Path, restart: bool
@@ -96,7 +109,7 @@ def test_each_stage_starts_from_the_right_model_and_learns_from_all_samples_so_f
 
 def test_a_stage_that_fails_ends_the_run_and_resuming_goes_on_with_it(tmp_path: Path) -> None:
     first = FakeStages(fails_in="round-1/sample")
-    with pytest.raises(CacheRLError, match=r"round-1/sample failed \(exit status 3\); --resume"):
+    with pytest.raises(RunStopped, match=r"round-1/sample failed \(exit status 3\); --resume"):
         run_train(RUN, tmp_path, "", start=first)
     assert first.asked[-2:] == ["grpo/eval", "round-1/sample"]
     assert finished_stage(tmp_path) is None

@@ -3,6 +3,7 @@
 grpo_job.py FOLDER JSON, where the JSON holds settings of GrpoSettings and:
     resume: go on from the last checkpoint       die: SIGKILL to itself once that step's line is written
     lora: train adapters                         scripted: an engine that is not the model
+    away: how often the scripted engine is followed before it generates anything
     spread: with several processes, spread the model over them (FSDP2)
 """
 
@@ -20,6 +21,7 @@ from accelerate.state import DistributedType, PartialState
 from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 from cacherl.adapters.byte_tokenizer import make_byte_tokenizer
+from cacherl.errors import EngineFailed
 from cacherl.rollout.engine import Generation, Sampling
 from cacherl.rollout.loop import Budgets
 from cacherl.rollout.rollout import Rollout
@@ -50,9 +52,13 @@ class Parity:
 
 
 class SeededEngine:
-    """Says bytes drawn by the request's seed alone, with a made-up logprob; takes note of the versions it followed."""
+    """Says bytes drawn by the request's seed alone, with a made-up logprob; takes note of the versions it followed.
 
-    def __init__(self) -> None:
+    It fails while the number of these is in `away`.
+    """
+
+    def __init__(self, away: range = range(0)) -> None:
+        self._away = away
         self.weight_version = -1
         self.followed: list[int] = []
         self.closed = False
@@ -67,6 +73,8 @@ class SeededEngine:
         self.followed.append(version)
 
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generation:
+        if len(self.followed) in self._away:
+            raise EngineFailed("connection refused")
         chance = random.Random(sampling.seed)
         ids = tuple(chance.randrange(32, 126) for _ in range(chance.randint(2, sampling.max_tokens)))
         return Generation(
@@ -109,7 +117,8 @@ def main(folder: Path, options: dict[str, Any]) -> tuple[GrpoReport, Any]:
     if options.pop("spread", False):
         call_cpus_gpus()
     resume, die = bool(options.pop("resume", False)), options.pop("die", None)
-    engine = SeededEngine() if options.pop("scripted", False) else None
+    away = range(options.pop("away", 0))
+    engine = SeededEngine(away) if options.pop("scripted", False) else None
     tokenizer = make_byte_tokenizer()
     model: Any = make_model(len(tokenizer))
     if options.pop("lora", False):
@@ -134,6 +143,7 @@ def main(folder: Path, options: dict[str, Any]) -> tuple[GrpoReport, Any]:
         engine=engine,
         resume=resume,
         progress=watch,
+        sleep=lambda seconds: None,
     )
     return report, model
 

@@ -1,7 +1,9 @@
 """How the groups of a step are played, scored and replaced; the engine says what a script tells it."""
 
 import asyncio
+import gc
 import itertools
+import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -86,7 +88,8 @@ async def test_rollouts_come_back_in_the_order_asked_for_in_groups_with_seeds_an
     engine = Sampled()
     scored = await collector(engine, DiffersFor()).collect([3, 3, 1, 1], step=5)
     assert tasks_of(scored) == [3, 3, 1, 1]
-    assert [one.rollout.group for one in scored] == [f"5/{TASKS[3].id}"] * 2 + [f"5/{TASKS[1].id}"] * 2
+    groups = [one.rollout.group.partition("/")[2] for one in scored]
+    assert groups == [f"5/{TASKS[3].id}"] * 2 + [f"5/{TASKS[1].id}"] * 2
     assert len({asked.seed for asked in engine.asked}) == len({asked.rollout for asked in engine.asked}) == 4
     assert not any(one.is_replaced for one in scored)
 
@@ -98,9 +101,22 @@ async def test_a_share_of_a_step_is_played_as_it_would_be_in_the_whole_step() ->
     await collector(second, DiffersFor()).collect([1, 1], step=5, first_place=1)
 
     def asked(*engines: Sampled) -> set[tuple[str, int]]:
-        return {(one.rollout, one.seed) for engine in engines for one in engine.asked}
+        return {(one.rollout.partition("/")[2], one.seed) for engine in engines for one in engine.asked}
 
     assert asked(whole) == asked(first, second)
+
+
+async def test_a_step_that_is_played_again_bears_other_names_and_the_same_seeds() -> None:
+    """Groups and rollouts of two jobs, or of a step and its replay, must not share draws of a stochastic tool."""
+    once, again = Sampled(), Sampled()
+    groups = []
+    for engine in (once, again):
+        scored = await collector(engine, DiffersFor()).collect([3, 3], step=5)
+        groups.append({one.rollout.group for one in scored})
+    assert [one.seed for one in once.asked] == [one.seed for one in again.asked]
+    assert len(groups[0]) == len(groups[1]) == 1
+    assert not groups[0] & groups[1]
+    assert not {one.rollout for one in once.asked} & {one.rollout for one in again.asked}
 
 
 async def test_a_group_with_equal_rewards_makes_way_for_its_stand_in_and_others_stay() -> None:
@@ -220,3 +236,79 @@ async def test_a_cache_that_refuses_the_run_ends_it_with_its_own_words() -> None
     with pytest.raises(CacheRefused, match="no namespace support_desk"):
         await run.collect([0, 0, 1, 1], step=0)
     await run.aclose()
+
+
+async def test_two_shares_that_begin_together_open_one_client() -> None:
+    opened = 0
+
+    @asynccontextmanager
+    async def open_cache() -> AsyncIterator[CacheLookup]:
+        nonlocal opened
+        opened += 1
+        await asyncio.sleep(0)
+        yield MemoryCache(writing_tools(WORLD.tools))
+
+    run = collector(Sampled(), DiffersFor(), source=FromCache(open_cache=open_cache, namespace="support_desk"))
+    await asyncio.gather(run.collect([0, 0], step=0), run.collect([1, 1], step=0, first_place=1))
+    assert opened == 1
+    await run.aclose()
+
+
+async def test_what_lives_when_the_first_rollout_begins_is_out_of_later_collections_and_that_once() -> None:
+    run = collector(Sampled(), DiffersFor())
+    gc.unfreeze()
+    await run.collect([0, 0], step=0)
+    frozen = gc.get_freeze_count()
+    await run.collect([0, 0], step=1)
+    assert frozen > 1000
+    assert gc.get_freeze_count() <= frozen
+
+
+# ---- the judge
+
+
+async def test_a_judge_that_gives_no_score_in_time_voids_its_rollout_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cacherl.train.collector.JUDGE_PATIENCE_S", 0.2)
+    may_end = threading.Event()
+
+    class Stuck(DiffersFor):
+        def score(self, rollout: Rollout, task: Task) -> float:
+            if task.id == TASKS[3].id:
+                assert may_end.wait(20.0)
+            return super().score(rollout, task)
+
+    told: list[bool] = []
+    run = collector(Sampled(), Stuck(), progress=lambda rollout, done, of: told.append(rollout.stop.is_void))
+    try:
+        scored = await run.collect([3, 3, 1, 1], step=0)
+    finally:
+        may_end.set()
+    assert [one.reward is None for one in scored] == [True, True, False, False]
+    assert [one.rollout.why for one in scored] == ["the judge gave no score in 0.2 s"] * 2 + [""] * 2
+    assert [one.rollout.stop.is_void for one in scored] == [True, True, False, False]
+    assert sorted(told) == [False, False, True, True]
+
+
+@pytest.mark.parametrize("error", [KeyError("no choices in the reply"), TimeoutError("the judge's own")])
+async def test_a_judge_that_fails_ends_the_run_and_names_the_rollout(error: Exception) -> None:
+    class Failing(DiffersFor):
+        def score(self, rollout: Rollout, task: Task) -> float:
+            raise error
+
+    engine = Sampled()
+    with pytest.raises(type(error)) as raised:
+        await collector(engine, Failing()).collect([3], step=0)
+    assert raised.value.__notes__ == [f"task {TASKS[3].id}, rollout {engine.asked[0].rollout}: judging it failed"]
+
+
+async def test_as_many_judges_work_at_once_as_rollouts_do() -> None:
+    many = 40  # more than the threads that asyncio keeps for a machine of few cores
+    together = threading.Barrier(many)
+
+    class Meeting(DiffersFor):
+        def score(self, rollout: Rollout, task: Task) -> float:
+            together.wait(20.0)
+            return super().score(rollout, task)
+
+    settings = replace(SETTINGS, group_size=many, concurrency=many)
+    assert len(await collector(Sampled(), Meeting(), settings).collect([3] * many, step=0)) == many

@@ -1,7 +1,9 @@
 """GRPO end to end on a byte model: nothing is learned in two steps, but every number must be the right one."""
 
 import json
-from collections.abc import AsyncIterator
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from cacherl.adapters.memory_cache import MemoryCache
-from cacherl.errors import RunMisconfigured
+from cacherl.errors import RunMisconfigured, RunStopped
 from cacherl.reward.answer import MilestoneJudge
 from cacherl.rollout.loop import Budgets
 from cacherl.rollout.tools import CacheLookup, writing_tools
@@ -45,6 +47,7 @@ def run(
     judge: Any = None,
     engine: SeededEngine | None = None,
     resume: bool = False,
+    sleep: Callable[[float], None] = lambda seconds: None,
     **changes: Any,
 ) -> GrpoReport:
     return train_grpo(
@@ -58,6 +61,7 @@ def run(
         output_dir=out,
         engine=engine,
         resume=resume,
+        sleep=sleep,
     )
 
 
@@ -117,6 +121,58 @@ def test_groups_that_teach_nothing_are_replaced_and_counted(
     [line] = run(model, tokenizer, tmp_path, judge=Equal(), engine=SeededEngine(), steps=1, extra_groups=1.5).steps
     assert line["rollouts"] == 6 + 9  # both places once, one of them twice
     assert (line["groups_replaced"], line["zero_variance_groups"], line["trained_rollouts"]) == (3, 2, 0)
+
+
+def test_a_step_that_infrastructure_spoiled_is_played_again_until_it_can_be_trained(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    def play(out: Path, engine: SeededEngine) -> tuple[GrpoReport, list[float]]:
+        slept: list[float] = []
+        model = make_model(len(tokenizer))
+        return run(model, tokenizer, out, judge=Parity(), engine=engine, sleep=slept.append), slept
+
+    away = SeededEngine(away=range(4))
+    late, slept = play(tmp_path / "late", away)
+    undisturbed, _ = play(tmp_path / "undisturbed", SeededEngine())
+    assert away.followed == [0, 0, 0, 0, 1]  # a server that was restarted has old weights
+    assert slept == [30.0] * 3
+    assert [line["replays"] for line in late.steps] == [3, 0]
+    for name in ("step", "reward", "rollouts", "void", "loss", "grad_norm"):
+        assert [line[name] for line in late.steps] == [line[name] for line in undisturbed.steps], name
+
+
+def test_a_step_that_stays_void_ends_the_run_saying_what_is_down(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    slept: list[float] = []
+    engine = SeededEngine(away=range(2, 99))
+    said = r"step 2 was played 10 times.* of the last 6 6 ended by infrastructure \(connection refused\).*--resume"
+    with pytest.raises(RunStopped, match=said):
+        run(make_model(len(tokenizer)), tokenizer, tmp_path, judge=Parity(), engine=engine, sleep=slept.append)
+    assert engine.followed == [0] + [1] * 10
+    assert slept == [30.0] * 9
+    assert len((tmp_path / "grpo.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_step_of_equal_rewards_is_not_played_again_and_updates_nothing(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    class Equal:
+        def score(self, *_: Any) -> float:
+            return 0.7
+
+    engine, model = SeededEngine(), make_model(len(tokenizer))
+    before = [p.clone() for p in model.parameters()]
+    report = run(model, tokenizer, tmp_path, judge=Equal(), engine=engine)
+    assert engine.followed == [0, 1]
+    assert [(line["replays"], line["skipped_updates"]) for line in report.steps] == [(0, 1), (0, 1)]
+    assert all((a == b).all() for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_to_import_the_trainer_loads_no_framework() -> None:
+    code = "import sys, cacherl.train.grpo; print([m for m in ('torch', 'transformers', 'trl') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_a_run_of_one_seed_plays_and_trains_the_same_again(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:

@@ -80,6 +80,13 @@ def test_each_process_plays_its_share_and_the_update_is_that_of_one(alone: Path,
     assert_same(play(tmp_path / "ddp", "ddp.yaml"), alone, tolerance=1e-6)
 
 
+def test_processes_play_a_spoiled_step_again_together(alone: Path, tmp_path: Path) -> None:
+    folder = play(tmp_path / "ddp", "ddp.yaml", away=3)
+    assert [line["replays"] for line in lines(folder)] == [2, 0, 0]
+    weights, wanted = (torch.load(each / "weights.pt", weights_only=True) for each in (folder, alone))
+    assert all(torch.allclose(weights[name], value, atol=1e-6) for name, value in wanted.items())
+
+
 def test_a_model_spread_over_the_processes_learns_the_same(alone: Path, tmp_path: Path) -> None:
     assert_same(play(tmp_path / "fsdp", "fsdp2.yaml", spread=True), alone, tolerance=1e-6)
 

@@ -1,11 +1,13 @@
 """What of a rollout is trained, by values."""
 
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 
 from cacherl.reward.tier_aware import Reward
 from cacherl.rollout.rollout import Rollout, StopReason, Turn
+from cacherl.train.advantages import group_advantages
 from cacherl.train.grpo_settings import GrpoSettings
 from cacherl.train.scoring import ScoredRollout, TrainingRow, taught, training_row
 
@@ -67,9 +69,16 @@ def test_a_rollout_cut_by_tokens_is_masked_and_yet_in_the_baseline() -> None:
     assert training_row(cut, replace(SETTINGS, overlong="score"), FILLER).mask == [1, 0, 0]
 
 
-def test_a_rollout_cut_by_time_is_never_trained() -> None:
-    late = scored(0.4, StopReason.TIME_BUDGET)
-    assert training_row(late, replace(SETTINGS, overlong="score"), FILLER).mask == [0, 0, 0]
+@pytest.mark.parametrize("overlong", ["mask", "score"])
+def test_a_rollout_cut_by_time_is_neither_trained_nor_held_against_the_others(
+    overlong: Literal["mask", "score"],
+) -> None:
+    settings = replace(SETTINGS, overlong=overlong)
+    group = [scored(1.0), scored(1.0), scored(1.0), scored(0.0, StopReason.TIME_BUDGET)]
+    rows = [training_row(one, settings, FILLER) for one in group]
+    assert (rows[3].mask, rows[3].reward) == ([0, 0, 0], None)
+    assert group_advantages([row.reward for row in rows]) == [0.0] * 4
+    assert taught(rows) == [False] * 4
 
 
 def test_a_void_rollout_is_masked_and_has_no_reward() -> None:

@@ -154,6 +154,8 @@ def test_several_processes_add_up_and_the_slowest_one_sets_the_time() -> None:
     for name in ("reward", "tier_mix", "tool_seconds_p99", "rollouts", "groups_replaced", "sampled_tokens", "stops"):
         assert both[name] == one[name], name
     assert (both["trained_tokens"], both["zero_variance_groups"]) == (8, 2)
+    # All played the step again together.
+    assert step_metrics([replace(slow, replays=2), replace(slow, replays=2)])["replays"] == 2
     assert (both["rollout_seconds"], both["follow_seconds"], both["tokens_per_second"]) == (8.0, 0.5, 1.0)
     assert both["engine_idle_share"] == pytest.approx(1 - 2.0 / 8.0)
     assert both["entropy"] == 6.0 / 16
@@ -187,7 +189,7 @@ def logged(log: MetricsLog | None, **changes: Any) -> list[Mapping[str, Any]]:
     steps = StepLog(log, lambda shares: shares, told.append, **changes)
     for step in (0, 1):
         steps.played(step, share(SCORED))
-        trl = {"loss": 0.5, "grad_norm": 2.0, "learning_rate": 1e-6, "entropy": 7.0}
+        trl = {"loss": 0.5, "grad_norm": 2.0, "learning_rate": 1e-6, "entropy": 7.0, "skipped_updates": 1}
         steps.updated(trl, TokenSums(tokens=2, entropy=3.0))
     return told
 

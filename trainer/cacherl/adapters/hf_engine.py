@@ -2,7 +2,9 @@
 
 Requests that are pending together are prefilled together; later ones join the running batch at the next token, and
 finished or abandoned rows leave it at once. Sampling is our own, from the raw logits: the log-probability handed out
-is exactly the log-softmax (at the sampling temperature) of the sampled token.
+is exactly the log-softmax (at the sampling temperature) of the sampled token. It runs the model as it is called: once a
+trainer has put autocast around its forward, as accelerate does where float32 weights are trained in bf16, it samples
+with the very numerics that are trained.
 
 Covered: decoder-only models with full attention whose cache is a DynamicCache, with or without adapters, on one
 device. Not covered: sliding windows, a prefix cache across turns (each turn prefills its whole prompt), a model whose
@@ -12,6 +14,7 @@ B rows, T cached positions, V vocabulary, P prompt length.
 """
 
 import asyncio
+import math
 import random
 import threading
 from collections.abc import Sequence
@@ -151,7 +154,8 @@ class _Row:
 
     @property
     def is_over(self) -> bool:
-        return self.stopped or len(self.ids) >= self.sampling.max_tokens or self.done.cancelled()
+        is_spoilt = not math.isfinite(self.logprobs[-1])
+        return self.stopped or len(self.ids) >= self.sampling.max_tokens or is_spoilt or self.done.cancelled()
 
     @property
     def forbidden(self) -> int | None:
@@ -159,13 +163,17 @@ class _Row:
         return self.sampling.stop_id if len(self.ids) < self.sampling.min_tokens else None
 
     def finish(self) -> None:
-        generation = Generation(
-            ids=tuple(self.ids),
-            logprobs=tuple(self.logprobs),
-            finish_reason="stop" if self.stopped else "length",
-            weight_version=self.version,
-        )
-        self.settle(generation)
+        try:
+            generation = Generation(
+                ids=tuple(self.ids),
+                logprobs=tuple(self.logprobs),
+                finish_reason="stop" if self.stopped else "length",
+                weight_version=self.version,
+            )
+        except EngineFailed as error:  # this row's alone: its neighbours go on
+            self.settle(error)
+        else:
+            self.settle(generation)
 
     def settle(self, outcome: Generation | EngineFailed) -> None:
         """Tell the caller, unless it was told or gave up; it may give up at any moment, from its own thread."""
@@ -325,9 +333,9 @@ def sample(
     logprobs = torch.log_softmax(logits.float() / heat[:, None], dim=-1)
     # Doubles: float32 sums over a vocabulary of 150k are off by more than rare tokens weigh.
     weights = logprobs.double().exp()
-    for row, token in enumerate(forbidden):
-        if token is not None:
-            weights[row, token] = 0.0
+    barred = [(row, token) for row, token in enumerate(forbidden) if token is not None]
+    if barred:  # all at once: on a GPU each assignment is a kernel
+        weights[tuple(torch.tensor(barred, device=logits.device).T)] = 0.0
     cumulated = weights.cumsum(-1)
     target = torch.tensor(draws, dtype=torch.double, device=logits.device)[:, None] * cumulated[:, -1:]
     drawn = torch.searchsorted(cumulated, target, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)

@@ -69,7 +69,8 @@ def merged_weights(model: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
 def save_model(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """The merged model and its tokenizer, as from_pretrained and vLLM load them; the folder is there whole or not.
 
-    Every process must call it; the main one writes, and none returns before it has.
+    Every process must call it; the main one writes, and none returns before it has. The weights keep the base's dtype:
+    in bfloat16 an update below a weight's last digit (1/256 of it) is not in what is saved.
     """
     is_main = not _is_distributed() or torch.distributed.get_rank() == 0
     weights: dict[str, Tensor] = {}

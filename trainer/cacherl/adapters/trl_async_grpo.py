@@ -3,14 +3,16 @@
     worker = CacheRolloutWorker(loop=loop, world=world, tasks=tasks, source=source, scorer=scorer, settings=settings)
     AsyncGRPOTrainer(model_path, args=AsyncGRPOConfig(...), train_dataset=prompts, rollout_worker=worker).train()
 
-where `loop` plays on the very vLLM server that the trainer streams its weights to. TRL counts epochs in
+where `loop` plays on the very vLLM server that the trainer streams its weights to. A model with adapters is streamed
+merged, which needs a server without `--enable-lora`: on one that has it TRL would publish adapters of ever new names,
+and rollouts would go on with the model below them, so that is refused. TRL counts epochs in
 `train_dataset`; what is played are the worker's tasks. It relies on trl 1.16 internals (RolloutSample, what the trainer
 does with it). Beside trl_grpo.py the only file that imports trl.
 
 TRL's own worker divides advantages by their standard deviation, and hands over rollouts without a reward, which then
 count in the loss's mean. Here an advantage is reward minus the group's mean, and what has no gradient is not handed
-over: void rollouts, cut ones where the settings mask them, groups whose rewards are all equal (as many as
-`extra_groups` allows).
+over: void rollouts, those that ran out of time (a slow server's as well), cut ones where the settings mask them, groups
+whose rewards are all equal (as many as `extra_groups` allows).
 
 A sample has one advantage for all its tokens. Where credit differs from turn to turn, a rollout becomes a sample for
 each value, with the same tokens and masks that do not overlap: the loss is a mean over tokens and does not notice, and
@@ -30,15 +32,17 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from statistics import pstdev
 from typing import Any
 
 import numpy as np
 from trl.experimental.async_grpo.async_rollout_worker import RolloutSample
 
+from cacherl.adapters.vllm_server_engine import VllmServerEngine
 from cacherl.errors import EngineFailed, RunMisconfigured
 from cacherl.rollout.loop import CacheAgentLoop
-from cacherl.rollout.rollout import Rollout
+from cacherl.rollout.rollout import Rollout, StopReason
 from cacherl.train.advantages import group_advantages
 from cacherl.train.collector import Collector, ToolSource
 from cacherl.train.grpo_settings import GrpoSettings
@@ -81,6 +85,7 @@ class CacheRolloutWorker:
         self._order = _task_stream(len(tasks), settings.seed)
         self._settings = settings
         self._max_staleness = max_staleness
+        self._engine = loop.engine
         self._filler_id = loop.renderer.end_of_turn_id
         self._collector = Collector(loop, world, tasks, source, scorer, settings, self._one_is_over)
         # A slot a rollout, not a group: the next group starts while the stragglers of others still play.
@@ -114,7 +119,9 @@ class CacheRolloutWorker:
         self._thread = None
 
     def update_model_version(self, model_version: int) -> None:
-        """From now on groups start with these weights."""
+        """From now on groups start with these weights. Raises RunMisconfigured where they are an adapter's."""
+        if isinstance(self._engine, VllmServerEngine):
+            self._engine.weights_came(model_version)
         self._version = model_version
 
     def check_health(self, stale_after_s: float) -> None:
@@ -163,7 +170,8 @@ class CacheRolloutWorker:
 
     async def _play_group(self, number: int, task_index: int) -> None:
         version = self._version
-        scored = await self._collector.collect([task_index] * self._settings.group_size, number)
+        played = await self._collector.collect([task_index] * self._settings.group_size, number)
+        scored = [_void_if_late(one) for one in played]
         rows = [training_row(one, self._settings, self._filler_id) for one in scored]
         advantages = group_advantages([row.reward for row in rows])
         outcome = self._outcome(any(taught(rows)), version)
@@ -213,6 +221,10 @@ class CacheRolloutWorker:
         while True:
             self._beat = time.monotonic()
             await asyncio.sleep(BEAT_S)
+
+
+def _void_if_late(scored: ScoredRollout) -> ScoredRollout:
+    return replace(scored, reward=None) if scored.rollout.stop is StopReason.TIME_BUDGET else scored
 
 
 def _samples(

@@ -12,6 +12,10 @@ that is ignored would train on the tools' words without a sound. Traps it is bui
   being positive, it passes through the clipped objective's minimum as if it stood before it.
 * TRL's dataset has one row for every group of the run, in order. So nothing is shuffled twice, and a resumed run finds
   its place by counting.
+* An optimizer moves weights by its momentum even where the gradient is zero, and loses them for good where it is not
+  finite: both kinds of update are left out. Under DeepSpeed the update is made before anyone is asked: there a gradient
+  that is not finite is left to DeepSpeed's own check, and one of zero moves by the momentum.
+* A loss that is not finite is logged as 0 by transformers, or, where that is switched off, for ever after.
 * TRL loads the reference of a KL term from where the model's config says it came from, which may be anything by now:
   it is given the weights that training starts from.
 
@@ -24,12 +28,14 @@ B rollouts, T tokens of the longest completion, P tokens of the longest prompt.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -42,7 +48,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
-from cacherl.errors import RunMisconfigured, TrainerContractBroken
+from cacherl.errors import EngineFailed, RunMisconfigured, RunStopped, TrainerContractBroken
 from cacherl.train.advantages import group_advantages
 from cacherl.train.checkpoints import drop_old, mark_complete
 from cacherl.train.grpo_settings import GrpoSettings
@@ -51,6 +57,9 @@ from cacherl.train.scoring import TrainingRow
 from cacherl.train.token_sums import TokenSums
 
 _T = TypeVar("_T")
+
+NOT_FINITE_IN_A_ROW = 3
+"""Updates left out one after another, because their gradient was not finite, that end a run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +98,8 @@ def run_grpo(
     """Train the model in place, or go on from a checkpoint of the same run.
 
     `order` names the tasks of all steps, `settings.prompts_per_step` each; `prompts` are the tasks' words, which only
-    TRL's books read. Raises RunMisconfigured, TrainerContractBroken.
+    TRL's books read. Raises RunMisconfigured, TrainerContractBroken, EngineFailed (logprobs that are no numbers),
+    RunStopped (gradients that stay not finite).
     """
     trainer = make_trainer(
         model=model,
@@ -127,11 +137,12 @@ def make_trainer(
     ]
     with _without_known_warnings():
         arguments = _config(settings, output_dir, on_cpu=_trains_on_cpu(model))
+        give_patience(arguments.ddp_timeout)
         with _reference_at_hand(model, output_dir, is_needed=settings.kl > 0):
             trainer = RolloutTrainer(
                 play=play,
                 settings=settings,
-                corrects=settings.correction == "token" and not engine_is_the_model,
+                corrects=settings.correction == "token" and (arguments.bf16 or not engine_is_the_model),
                 model=model,
                 reward_funcs=[_given_reward],
                 args=arguments,
@@ -145,9 +156,20 @@ def make_trainer(
         )
     # It prints every metric as a dict; ours go to the log of the run.
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(_Report(trainer, on_step))
-    trainer.add_callback(_Checkpoints(settings.keep_checkpoints))
+    guard = _Guard(trainer)
+    trainer.add_callback(guard)
+    trainer.add_callback(_Report(trainer, guard, on_step))
+    trainer.add_callback(_Checkpoints(settings.keep_checkpoints, guard))
     return trainer
+
+
+def give_patience(seconds: float) -> None:
+    """Let the processes wait that long for each other, also in a group that was there before (an engine's).
+
+    On its own the group gives up after 10 minutes on GPUs, which one slow rollout can take.
+    """
+    if torch.distributed.is_initialized():
+        torch.distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds))
 
 
 def gather(items: list[_T]) -> list[_T]:
@@ -165,6 +187,8 @@ class RolloutTrainer(GRPOTrainer):
         super().__init__(rollout_func=_rollout_func, **arguments)
         self.tokens = TokenSums()
         """Of the step's micro batches so far."""
+        self.grad_norm: float | None = None
+        """Of the gradient that the coming update is to use; None while it is not known."""
         self._play = play
         self._settings = settings
         self._corrects = corrects
@@ -212,6 +236,11 @@ class RolloutTrainer(GRPOTrainer):
         self.tokens = TokenSums()
         return scored
 
+    def _get_grad_norm(self, *arguments: Any, **named: Any) -> Any:
+        norm = super()._get_grad_norm(*arguments, **named)  # type: ignore[no-untyped-call]
+        self.grad_norm = norm.item() if isinstance(norm, Tensor) else norm
+        return norm
+
     def _compute_loss(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
         self._micro_batch = trimmed(inputs)
         loss: Tensor = super()._compute_loss(model, self._micro_batch)  # type: ignore[no-untyped-call]
@@ -241,7 +270,17 @@ class RolloutTrainer(GRPOTrainer):
 
 
 def check_scored(scored: Mapping[str, Any], played: Sequence[TrainingRow], group_size: int) -> None:
-    """Raise TrainerContractBroken unless TRL trains exactly the tokens of our masks with our advantages."""
+    """Raise TrainerContractBroken unless TRL trains exactly the tokens of our masks with our advantages.
+
+    Raises EngineFailed where the engine gave logprobs that are no numbers.
+    """
+    for number, row in enumerate(played):
+        odd = next((value for value in row.logprobs if not math.isfinite(value)), None)
+        if odd is not None:
+            raise EngineFailed(
+                f"the engine gave a logprob of {odd} (rollout {number} of {len(played)}): its weights or its numerics "
+                "are broken; look at the engine, then go on with --resume"
+            )
     if "tool_mask" not in scored:
         raise TrainerContractBroken("TRL dropped env_mask: it would train on tool results")
     trained = scored["completion_mask"] * scored["tool_mask"]  # [B, T]
@@ -330,6 +369,8 @@ def _config(settings: GrpoSettings, output_dir: Path, *, on_cpu: bool) -> GRPOCo
         save_steps=settings.checkpoint_every or 1,
         # Old ones are dropped by us, once the new one is known to be whole.
         save_total_limit=None,
+        logging_nan_inf_filter=False,
+        ddp_timeout=settings.patience_s(launched_processes()),
         eval_strategy="no",
         logging_steps=1,
         report_to=[],
@@ -392,28 +433,81 @@ def _without_known_warnings() -> Iterator[None]:
         yield
 
 
+class _Guard(TrainerCallback):
+    """Leaves out updates that would only do harm. The norm is that of all processes, so all do the same."""
+
+    def __init__(self, trainer: RolloutTrainer) -> None:
+        self.is_skipped = False
+        """Whether the last update was left out."""
+        self.not_finite = 0
+        """Updates left out for a gradient that is not finite, since the last one that was made."""
+        self._trainer = trainer
+
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, optimizer: Any = None, lr_scheduler: Any = None, **_: Any
+    ) -> None:
+        """A checkpoint brings its learning rate along, but that of the settings is meant: it may have been lowered."""
+        if self._trainer.is_deepspeed_enabled:  # whose optimizer keeps copies of its own
+            return
+        scheduler = getattr(lr_scheduler, "scheduler", lr_scheduler)  # accelerate wraps it
+        for number, group in enumerate(optimizer.param_groups):
+            before = scheduler.base_lrs[number]
+            if before not in (0.0, args.learning_rate):
+                group["lr"] *= args.learning_rate / before
+                group["initial_lr"] = scheduler.base_lrs[number] = args.learning_rate
+                scheduler._last_lr[number] = group["lr"]
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
+        norm, self._trainer.grad_norm = self._trainer.grad_norm, None
+        if norm is None:
+            if self._trainer.is_deepspeed_enabled:  # which tells it only where it clips
+                return
+            raise TrainerContractBroken("transformers makes an update without asking for the norm of its gradient")
+        self.is_skipped = norm == 0.0 or not math.isfinite(norm)
+        if self.is_skipped:
+            # Without a gradient, a weight's momentum stays as it is too.
+            optimizer.zero_grad(set_to_none=True)
+        if not math.isfinite(norm):
+            self.not_finite += 1
+        elif norm > 0.0:
+            self.not_finite = 0
+        if self.not_finite == NOT_FINITE_IN_A_ROW:
+            raise RunStopped(
+                f"step {state.global_step + 1}: the gradient is not finite (norm {norm}), for the "
+                f"{NOT_FINITE_IN_A_ROW}rd time in a row, and was not used; lower learning_rate or max_grad_norm, then "
+                "go on with --resume from the last checkpoint"
+            )
+
+
 class _Report(TrainerCallback):
     """Hands the metrics of each optimizer step on; the summary at the end is not one."""
 
-    def __init__(self, trainer: RolloutTrainer, on_step: OnStep) -> None:
+    def __init__(self, trainer: RolloutTrainer, guard: _Guard, on_step: OnStep) -> None:
         self._trainer = trainer
+        self._guard = guard
         self._on_step = on_step
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, float] | None = None, **_: Any) -> None:
         if logs and "loss" in logs:
-            self._on_step(logs, self._trainer.tokens)
+            # transformers sets its sum back by taking it from itself, which leaves NaN at NaN.
+            self._trainer._tr_loss.zero_()
+            self._on_step({**logs, "skipped_updates": int(self._guard.is_skipped)}, self._trainer.tokens)
 
 
 class _Checkpoints(TrainerCallback):
-    """Marks a checkpoint once every process has written its part, then lets old ones go."""
+    """Marks a checkpoint once every process has written its part, then lets old ones go.
 
-    def __init__(self, keep: int) -> None:
+    None is marked while gradients are not finite: the weights may be what makes them so.
+    """
+
+    def __init__(self, keep: int, guard: _Guard) -> None:
         self._keep = keep
+        self._guard = guard
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         processes = PartialState()
         processes.wait_for_everyone()
-        if processes.is_main_process:
+        if processes.is_main_process and not self._guard.not_finite:
             folder = Path(args.output_dir)
             mark_complete(folder / f"checkpoint-{state.global_step}")
             drop_old(folder, self._keep)

@@ -11,6 +11,8 @@ Traps it is built around:
 * verl has no reward "none". A void rollout raises: verl then has one rollout less, in the group's baseline and in the
   batch. Returned with reward 0 and an all-zero mask, it would still pull the baseline down.
 * verl says "completed" of a turn that stopped and of one that was cut: the last token tells which.
+* Time runs out for a slow server as well: in training such a rollout is void. Not in validation, where a slow model
+  would otherwise be measured on what it is quick at.
 * verl does not tell an agent loop whether it validates; the dataset's row does (data/verl_rows.py).
 * verl's training metrics hold times and turns of an agent loop, nothing else. So each process writes a line a rollout
   into `rollouts/` of verl's checkpoint folder.
@@ -31,7 +33,8 @@ import socket
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -49,7 +52,7 @@ from cacherl.rollout.lookups import LookupBatcher
 from cacherl.rollout.loop import CacheAgentLoop, Episode
 from cacherl.rollout.parser import Parser
 from cacherl.rollout.renderer import Renderer
-from cacherl.rollout.rollout import Rollout
+from cacherl.rollout.rollout import Rollout, StopReason
 from cacherl.rollout.tools import CacheLookup, CacheSetup, CacheTools, LiveTools, OutageLog, ToolAnswerer, writing_tools
 from cacherl.run.build import chat_format, make_judge, make_world, tool_source
 from cacherl.run.cache import cache_url
@@ -59,6 +62,9 @@ from cacherl.train.metrics_log import MetricsLog
 from cacherl.train.rollout_numbers import rollout_numbers
 from cacherl.train.scoring import ScoredRollout, Scorer, training_row
 from cacherl.worlds.world import Task
+
+JUDGE_S = 300.0
+"""Longest wait for a judge. Then the rollout is void."""
 
 
 class VerlCacheAgentLoop(AgentLoopBase):  # type: ignore[misc]  # verl is not installed where types are checked
@@ -193,9 +199,22 @@ class _Worker:
         finally:
             served = self._engine.take(wanted.rollout)
         began = time.perf_counter()
-        scored = await asyncio.to_thread(self._scorer.score, rollout, wanted.task)  # a judge may take its time
+        scored = await self._score(rollout, wanted)
         self._log.write(_log_line(wanted, scored))
         return scored, served, time.perf_counter() - began
+
+    async def _score(self, rollout: Rollout, wanted: _Wanted) -> ScoredRollout:
+        """Unscored where time ran out in training, and void where it ran out for the judge."""
+        if rollout.stop is StopReason.TIME_BUDGET and not wanted.is_validation:
+            return ScoredRollout(rollout=rollout, reward=None)
+        try:
+            async with asyncio.timeout(JUDGE_S) as clock:
+                return await asyncio.to_thread(self._scorer.score, rollout, wanted.task)
+        except TimeoutError:
+            if not clock.expired():  # somebody else's timeout
+                raise
+            why = f"the judge took longer than {JUDGE_S:g} s"
+            return ScoredRollout(rollout=replace(rollout, stop=StopReason.INFRASTRUCTURE, why=why), reward=None)
 
     async def _open(self) -> None:
         async with self._opening:
@@ -335,8 +354,10 @@ def _output(
 
 
 def _log_path(config: Any) -> Path:
-    """One file a process: two must not write into one, and nodes may not share a disk."""
-    return Path(config.trainer.default_local_dir) / "rollouts" / f"{socket.gethostname()}-{os.getpid()}.jsonl"
+    """One file a process and a start: two must not write into one, and nodes may not share a disk."""
+    began = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")  # a container's processes have the same ids each time
+    name = f"{socket.gethostname()}-{os.getpid()}-{began}.jsonl"
+    return Path(config.trainer.default_local_dir) / "rollouts" / name
 
 
 def _log_line(wanted: _Wanted, scored: ScoredRollout) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """vLLM in the trainer's process: trajectories join and leave its batch one by one, new weights are copied in memory.
 
-The only file that imports vllm, of which 0.24 to 0.33 have what it uses. One thread owns the engine: requests,
-decoding steps and weights all pass through its inbox, so that the event loop never waits for a step and no weight
-changes under a request.
+The only file that imports vllm: it ran with 0.31.0; of 0.24 to 0.33 only the source was read, and it has what is used
+here. One thread owns the engine: requests, decoding steps and weights all pass through its inbox, so that the event
+loop never waits for a step and no weight changes under a request. Whatever goes wrong in the thread ends the
+generations under way and all later ones with EngineFailed; the next `follow` raises it too, and so ends the run.
 
 Covered: one engine at a time in a process; with several processes each has its own, on the GPU of its share of the
 trainer. Not covered: two at once, which would share vLLM's global state; a model over several GPUs
@@ -17,7 +18,7 @@ import queue
 import random
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
@@ -43,6 +44,8 @@ from cacherl.train.engine_settings import VllmSettings
 
 CPU_STEP_TOKENS: Final = 2048
 """Prompt tokens of one step where vLLM runs on a CPU; prompts beyond wait for the next."""
+LOOK_S: Final = 1.0
+"""Between two looks whether the thread that one waits for is still alive."""
 
 Task = Callable[[], object]
 Inbox = queue.SimpleQueue[Task | None]
@@ -70,11 +73,13 @@ class VllmEngine:
         self._inbox: Inbox = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._closed = False
+        # The current GPU is a thread's own affair, so it is read here, where the trainer's is set, and told the pump.
+        several = _joined_the_others()
         self._pump = _Pump(torch.cuda.current_device() if torch.cuda.is_available() else None)
         self._worker = threading.Thread(target=self._pump.work, args=(self._inbox,), name="vllm-engine", daemon=True)
         self._worker.start()
         try:
-            self._run(lambda: self._pump.open(_arguments(str(model_path), settings, temperature)))
+            self._run(lambda: self._pump.open(_arguments(str(model_path), settings, temperature, several)))
         except Exception as error:
             self.close()
             raise EngineFailed(f"vLLM did not start with {model_path}: {error}") from error
@@ -98,11 +103,20 @@ class VllmEngine:
         asked = _Asked(str(next(self._names)), self.weight_version)
         self._put(lambda: self._pump.begin(asked, ids, params))
         try:
-            return await asyncio.wrap_future(asked.done)
+            return await self._answered(asked)
         except asyncio.CancelledError:
             with suppress(EngineFailed):  # closed: nothing is left to abort
                 self._put(lambda: self._pump.abort(asked))
             raise
+
+    async def _answered(self, asked: "_Asked") -> Generation:
+        answer = asyncio.wrap_future(asked.done)
+        try:
+            while not (await asyncio.wait([answer], timeout=LOOK_S))[0]:
+                self._check_alive(asked.done)
+            return answer.result()
+        finally:
+            answer.cancel()  # nobody waits for it any more
 
     def follow(self, model: PreTrainedModel, version: int) -> None:
         """Copy the model's weights into vLLM and forget what was computed with the old ones. Raises EngineFailed.
@@ -150,7 +164,14 @@ class VllmEngine:
                 done.set_result(None)
 
         self._put(report)
+        while not wait([done], timeout=LOOK_S).done:
+            self._check_alive(done)
         done.result()
+
+    def _check_alive(self, asked: Future[Any]) -> None:
+        """Raise EngineFailed where nobody is left who would answer."""
+        if not self._worker.is_alive() and not asked.done():
+            raise EngineFailed("the engine's thread has ended")
 
 
 class _Asked:
@@ -179,22 +200,24 @@ class _Pump:
         self._engine: Any = None
         self._owns_group = False
         self._waiting: dict[str, _Asked] = {}
-        self._broken: Exception | None = None
+        self._broken: BaseException | None = None
 
     def work(self, inbox: Inbox) -> None:
         """Do what comes in, and one decoding step after the other while any request is under way."""
         if self._device is not None:
             torch.cuda.set_device(self._device)  # a new thread starts on the first GPU
-        while True:
+        while (task := self._next(inbox)) is not None:
             try:
-                task = inbox.get(block=not self._waiting)
-            except queue.Empty:
-                self._step()
-                continue
-            if task is None:
-                self._close()
-                return
-            task()
+                task()
+            except BaseException as error:  # noqa: BLE001 - rollouts are waiting, and the thread must live to tell them
+                self._break(error)
+        self._close()
+
+    def _next(self, inbox: Inbox) -> Task | None:
+        try:
+            return inbox.get(block=not self._waiting)
+        except queue.Empty:
+            return self._step
 
     def open(self, arguments: EngineArgs) -> None:
         # Else vLLM puts its core into a process of its own, where weights would have to be sent.
@@ -213,7 +236,7 @@ class _Pump:
         if asked.done.cancelled():
             return
         if self._broken is not None:
-            asked.settle(EngineFailed(f"vLLM broke down before: {self._broken}"))
+            asked.settle(_broke_down(self._broken))
             return
         vocabulary = self._engine.model_config.get_vocab_size()
         if not ids or not 0 <= min(ids) <= max(ids) < vocabulary:
@@ -233,7 +256,7 @@ class _Pump:
 
     def reload(self, weights: Iterator[tuple[str, Tensor]]) -> None:
         if self._broken is not None:
-            raise EngineFailed(f"vLLM broke down before: {self._broken}")
+            raise _broke_down(self._broken)
         if self._waiting:
             raise EngineFailed(f"{len(self._waiting)} generations are still under way")
         try:
@@ -245,17 +268,14 @@ class _Pump:
             raise
 
     def _step(self) -> None:
-        try:
-            outputs = self._engine.step()
-        except Exception as error:  # noqa: BLE001 - whatever it was, rollouts are waiting and the thread must live
-            self._broken = error
-            failed = EngineFailed(f"vLLM broke down: {error}")
-            failed.__cause__ = error
-            self._fail(failed)
-            return
-        for output in outputs:
-            asked = self._waiting.pop(output.request_id)
-            asked.settle(_generation(output.outputs[0], asked.version))
+        for output in self._engine.step():
+            asked = self._waiting.pop(output.request_id, None)
+            if asked is not None:  # else it was aborted
+                asked.settle(_generation(output.outputs[0], asked.version))
+
+    def _break(self, error: BaseException) -> None:
+        self._broken = error
+        self._fail(_broke_down(error))
 
     def _fail(self, error: EngineFailed) -> None:
         for asked in self._waiting.values():
@@ -275,7 +295,15 @@ class _Pump:
             torch.cuda.empty_cache()
 
 
-def _arguments(model: str, settings: VllmSettings, temperature: float) -> EngineArgs:
+def _broke_down(error: BaseException) -> EngineFailed:
+    failed = EngineFailed(
+        f"vLLM broke down: {error!r}; this engine samples nothing more: resume the run from its last checkpoint"
+    )
+    failed.__cause__ = error
+    return failed
+
+
+def _arguments(model: str, settings: VllmSettings, temperature: float, several: bool) -> EngineArgs:
     on_gpu = torch.cuda.is_available()
     return EngineArgs(
         model=model,
@@ -291,25 +319,35 @@ def _arguments(model: str, settings: VllmSettings, temperature: float) -> Engine
         enable_chunked_prefill=None if on_gpu else False,
         max_num_batched_tokens=None if on_gpu else max(settings.max_model_tokens, CPU_STEP_TOKENS),
         logprobs_mode=logprobs_mode(temperature),
-        distributed_executor_backend="external_launcher" if _is_one_of_several() else "uni",
+        distributed_executor_backend="external_launcher" if several else "uni",
         disable_log_stats=True,
     )
 
 
-def _is_one_of_several() -> bool:
-    """Whether a launcher started this process beside others: vLLM then joins their group, which must be up before."""
+def _joined_the_others() -> bool:
+    """Whether a launcher started this process beside others: vLLM then joins their group, which must be up before.
+
+    The process's own GPU becomes this thread's current one, whichever thread made the group.
+    """
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if several:
-        PartialState()
+        here = PartialState()
+        if torch.cuda.is_available():
+            torch.cuda.set_device(here.device)
     return several
 
 
 def _generation(said: Any, version: int) -> Generation | EngineFailed:
     if said.finish_reason not in ("stop", "length"):
         return EngineFailed(f"vLLM ended a request with finish_reason {said.finish_reason!r}")
-    ids = tuple(said.token_ids)
-    logprobs = tuple(at[token].logprob for at, token in zip(said.logprobs, ids, strict=True))
-    return Generation(ids=ids, logprobs=logprobs, finish_reason=said.finish_reason, weight_version=version)
+    try:
+        ids = tuple(said.token_ids)
+        logprobs = tuple(at[token].logprob for at, token in zip(said.logprobs, ids, strict=True))
+        return Generation(ids=ids, logprobs=logprobs, finish_reason=said.finish_reason, weight_version=version)
+    except Exception as error:  # noqa: BLE001 - whatever is wrong with it, the other requests are not
+        failed = EngineFailed(f"vLLM gave an answer that cannot be trained on: {error!r}")
+        failed.__cause__ = error
+        return failed
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """vLLM servers as the engine: token ids over HTTP, new weights through a folder that both sides reach.
 
-The servers (vLLM 0.24 to 0.33) are started by hand or by the cluster, one or several of the same model:
+The servers (vLLM; run with 0.31.0, the others from 0.24 to 0.33 only read) are started by hand or by the cluster, one
+or several of the same model:
 
     VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --served-model-name policy --max-model-len 16384
 
@@ -12,8 +13,9 @@ prefixes are salted with the version of the weights, and with a name of this eng
 those of an earlier run, ever answer for them.
 
 Covered: lost connections and servers that are busy or starting (asked again, with the same seed); a server that was
-restarted and would answer with its first weights (its rollouts are void until it has loaded the current ones).
-Not covered: weights sent from GPU to GPU, API keys, loading weights while rollouts are under way.
+restarted and would answer with its first weights (its rollouts are void until it has loaded the current ones; any
+connection that fails or breaks off counts as a restart). Not covered: a restart that no request falls into, weights
+sent from GPU to GPU, API keys, loading weights while rollouts are under way.
 """
 
 import asyncio
@@ -46,6 +48,9 @@ PAUSES_S: Final = (0.5, 1.0, 2.0, 4.0)
 """Before the second, third, ... attempt at one request."""
 SHARD_BYTES: Final = 4 * 2**30
 """Weights are written in files of about this size, so that no process holds all of them twice."""
+
+NO_LOGPROB: Final = -9999.0
+"""What a server writes in the place of minus infinity, which JSON has no word for."""
 
 _T = TypeVar("_T")
 
@@ -141,6 +146,17 @@ class VllmServerEngine:
         self._has_followed = True
         self.weight_version = version
 
+    def weights_came(self, version: int) -> None:
+        """Somebody else has given every server the weights of this version: none that came before answers for it.
+
+        Raises RunMisconfigured for a server that was given them as an adapter, which this engine would not ask.
+        """
+        if not self._has_followed:
+            self._start(self._refuse_adapters()).result()
+        self._restarted.clear()
+        self._has_followed = True
+        self.weight_version = version
+
     def close(self) -> None:
         """Close the connections and stop the thread; whatever is under way fails with EngineFailed."""
         with self._lock:
@@ -204,6 +220,20 @@ class VllmServerEngine:
         order = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
         await self._ask(url, "/collective_rpc", order, timeout_s=timeout_s)
 
+    async def _refuse_adapters(self) -> None:
+        for url in self._urls:
+            content = await self._ask(url, "/v1/models", None, timeout_s=self._settings.answer_timeout_s)
+            try:
+                served = msgspec.json.decode(content, type=_Models).data
+            except msgspec.MsgspecError as error:
+                raise EngineFailed(f"vLLM server {url} tells its models in another form: {error}") from error
+            adapters = [each.id for each in served if each.parent is not None]
+            if adapters:
+                raise RunMisconfigured(
+                    f"vLLM server {url} has the adapters {', '.join(adapters)}, but rollouts ask for {self._model}, "
+                    "which is the model without them: start it without --enable-lora, then it is sent merged weights"
+                )
+
     def _check(self, url: str, content: bytes) -> None:
         """Raise RunMisconfigured for a server that was started with settings under which the run would go wrong."""
         try:
@@ -234,11 +264,12 @@ class VllmServerEngine:
                     json=body,
                     timeout=httpx.Timeout(timeout_s, connect=10.0),
                 )
-            except httpx.ReadTimeout as error:
-                raise EngineFailed(f"vLLM server {url}{route}: no answer in {timeout_s} s") from error
             except httpx.TransportError as error:
+                # Whatever cut the line: a machine that went off, and is back before anybody asks, looks no different.
                 trouble = f"{type(error).__name__} {error}"
-                is_away = isinstance(error, httpx.ConnectError)
+                self._note_away(url, trouble)
+                if isinstance(error, httpx.ReadTimeout):
+                    raise EngineFailed(f"vLLM server {url}{route}: no answer in {timeout_s} s") from error
             else:
                 if response.is_success:
                     return response.content
@@ -250,11 +281,14 @@ class VllmServerEngine:
                     )
                 if response.status_code < 500 and response.status_code != 429:
                     raise EngineFailed(f"vLLM server {url}{route} refused: {trouble}")
-                is_away = response.status_code in (502, 503, 504)
-            if is_away and url not in self._restarted:
-                self._restarted.add(url)
-                logging.getLogger(__name__).warning("vLLM server %s is away: %s", url, trouble)
+                if response.status_code in (502, 503, 504):
+                    self._note_away(url, trouble)
         raise EngineFailed(f"vLLM server {url}{route}: {len(PAUSES_S) + 1} attempts, the last one {trouble}; is it up?")
+
+    def _note_away(self, url: str, trouble: str) -> None:
+        if url not in self._restarted:
+            self._restarted.add(url)
+            logging.getLogger(__name__).warning("vLLM server %s is away: %s", url, trouble)
 
     def _write(self, weights: Iterator[tuple[str, Tensor]], folder: Path) -> None:
         """Write the weights as safetensors in files of about SHARD_BYTES; only the main process does, all go along."""
@@ -289,6 +323,16 @@ class _Answer(msgspec.Struct):
     choices: list[_Choice]
 
 
+class _Served(msgspec.Struct):
+    id: str
+    parent: str | None = None
+    """The model that an adapter belongs to."""
+
+
+class _Models(msgspec.Struct):
+    data: list[_Served]
+
+
 class _ModelConfig(msgspec.Struct):
     logprobs_mode: str
     max_model_len: int
@@ -308,6 +352,8 @@ def _choice(url: str, content: bytes) -> _Choice:
         [choice] = msgspec.json.decode(content, type=_Answer).choices
         if len(choice.token_ids) != len(choice.logprobs.token_logprobs):
             raise ValueError(f"{len(choice.token_ids)} ids, {len(choice.logprobs.token_logprobs)} log-probabilities")
+        if min(choice.logprobs.token_logprobs, default=0.0) <= NO_LOGPROB:
+            raise ValueError("a sampled token's log-probability is not finite")
     except (msgspec.MsgspecError, ValueError) as error:
         raise EngineFailed(f"vLLM server {url}: an answer that makes no sense ({error})") from error
     return choice

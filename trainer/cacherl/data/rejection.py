@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 
+from cacherl.data.whole_file import write_whole
 from cacherl.errors import TrajectoriesUnreadable
 from cacherl.rollout.parser import CallStatus
 from cacherl.rollout.renderer import Example
@@ -46,7 +47,7 @@ class Kept:
 
     samples: tuple[Sample, ...]
     left_out: dict[str, int]
-    """Rollouts by reason: unanswered (void and cut ones too), low_reward, low_trust, duplicate, enough."""
+    """Rollouts by reason: void, unanswered (cut ones too), low_reward, low_trust, duplicate, enough."""
 
 
 def keep_best(scored: Iterable[ScoredRollout], *, above: float, min_trust: float, per_task: int) -> Kept:
@@ -74,9 +75,7 @@ def keep_best(scored: Iterable[ScoredRollout], *, above: float, min_trust: float
 
 def write_samples(path: Path, samples: Sequence[Sample]) -> None:
     """One JSON object a line; the file is there whole or not at all."""
-    aside = path.with_name(f"{path.name}.part")
-    aside.write_bytes(b"".join(msgspec.json.encode(sample) + b"\n" for sample in samples))
-    aside.replace(path)
+    write_whole(path, b"".join(msgspec.json.encode(sample) + b"\n" for sample in samples))
 
 
 def read_samples(path: Path) -> list[Sample]:
@@ -96,7 +95,9 @@ def read_samples(path: Path) -> list[Sample]:
 
 def _fault(one: ScoredRollout, above: float, min_trust: float) -> str:
     """Why a rollout is not worth imitating; empty for a good one."""
-    if one.reward is None or one.rollout.stop is not StopReason.ANSWERED or not one.rollout.answer:
+    if one.reward is None:
+        return "void"
+    if one.rollout.stop is not StopReason.ANSWERED or not one.rollout.answer:
         return "unanswered"
     if one.reward.total < above:
         return "low_reward"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from cacherl.rollout.tools import close_session
 from cacherl.worlds.world import Split, Task, World, WorldSession
 from toolcache_client.messages import ToolResult
 
@@ -46,3 +47,6 @@ class _CountedSession:
 
     def succeeded(self, answer: str) -> bool:
         return self._session.succeeded(answer)
+
+    def close(self) -> None:
+        close_session(self._session)

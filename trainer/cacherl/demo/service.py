@@ -67,7 +67,19 @@ def fill(
     client: CacheClient, world: World, recordings: Path, progress: Callable[[int], None] = lambda lines: None
 ) -> Stats:
     """Create the world's namespace, import recordings and learn from them; `progress` gets the lines sent so far."""
+    create(client, world)
+    return teach(client, world, recordings, progress)
+
+
+def create(client: CacheClient, world: World) -> None:
+    """Give the world's namespace its tools and the default policy; entries it has already stay."""
     client.put_namespace(world.name, NamespaceSpec(tools=tuple(map(_tool_spec, world.tools))))
+
+
+def teach(
+    client: CacheClient, world: World, recordings: Path, progress: Callable[[int], None] = lambda lines: None
+) -> Stats:
+    """Import recordings into the world's namespace and learn from them; what it has already changes nothing."""
     lines = recordings.read_bytes().splitlines()
     for start in range(0, len(lines), LINES_AT_ONCE):
         report = client.import_lines(lines[start : start + LINES_AT_ONCE], namespace=world.name)

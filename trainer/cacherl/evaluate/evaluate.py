@@ -12,7 +12,6 @@ when `samples_per_task` is above 1.
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 from cacherl.evaluate.intervals import Estimate, bootstrap_mean, wilson
@@ -20,7 +19,7 @@ from cacherl.evaluate.milestones import FreeText, MilestoneMatch, match_mileston
 from cacherl.reward.answer import AnswerJudge
 from cacherl.reward.process import process_reward
 from cacherl.reward.validation import validation_reward
-from cacherl.rollout.loop import CacheAgentLoop, Episode, Progress, opening
+from cacherl.rollout.loop import CacheAgentLoop, Episode, Progress, opening, settle_garbage
 from cacherl.rollout.parser import CallStatus
 from cacherl.rollout.rollout import Rollout, StopReason
 from cacherl.rollout.tools import LiveTools
@@ -78,22 +77,23 @@ async def evaluate(
     progress: Progress | None = None,
 ) -> Evaluation:
     """Play every task `samples_per_task` times at the loop's temperature (0 is greedy) against live sessions."""
-    played = [task for task in tasks for _ in range(samples_per_task)]
-    sessions = [world.open(task) for task in played]
+    settle_garbage()
+    played = [_LivePlay(world, task) for task in tasks for _ in range(samples_per_task)]
     episodes = [
         Episode(
-            task_id=task.id,
-            messages=opening(world.system_prompt, task.prompt),
-            open_tools=partial(LiveTools, session),
-            group=task.id,
+            task_id=play.task.id,
+            messages=opening(world.system_prompt, play.task.prompt),
+            open_tools=play.open_tools,
+            group=play.task.id,
             seed=seed * 1_000_003 + place,
+            examine=play.examine,
         )
-        for place, (task, session) in enumerate(zip(played, sessions, strict=True))
+        for place, play in enumerate(played)
     ]
     rollouts = await loop.play_all(episodes, concurrency=concurrency, progress=progress)
     outcomes = [
-        _outcome(rollout, task, session, judge, free_text)
-        for rollout, task, session in zip(rollouts, played, sessions, strict=True)
+        _outcome(rollout, play, judge, free_text)
+        for rollout, play in zip(rollouts, played, strict=True)
         if not rollout.stop.is_void
     ]
     return _summary(rollouts, outcomes, "live")
@@ -114,13 +114,31 @@ def judged(scored: Sequence[ScoredRollout], tasks: Sequence[Task], *, free_text:
     return _summary([one.rollout for one in scored], outcomes, "cache")
 
 
-def _outcome(rollout: Rollout, task: Task, session: WorldSession, judge: AnswerJudge, free_text: FreeText) -> Outcome:
-    answered = rollout.stop is StopReason.ANSWERED
+class _LivePlay:
+    """One play of a task: its session opens with the rollout, and is asked for the outcome before it is closed."""
+
+    def __init__(self, world: World, task: Task) -> None:
+        self.task = task
+        self.succeeded = False
+        self._world = world
+        self._session: WorldSession | None = None
+
+    def open_tools(self) -> LiveTools:
+        self._session = self._world.open(self.task)
+        return LiveTools(self._session)
+
+    def examine(self, rollout: Rollout) -> None:
+        answered = rollout.stop is StopReason.ANSWERED
+        self.succeeded = answered and self._session is not None and self._session.succeeded(rollout.answer)
+        self._session = None
+
+
+def _outcome(rollout: Rollout, play: _LivePlay, judge: AnswerJudge, free_text: FreeText) -> Outcome:
     return Outcome(
         rollout=rollout,
-        succeeded=answered and session.succeeded(rollout.answer),
-        milestones=match_milestones(rollout.answered_calls, task.milestones, free_text),
-        validation_reward=validation_reward(judge.score(rollout, task), process_reward(rollout)),
+        succeeded=play.succeeded,
+        milestones=match_milestones(rollout.answered_calls, play.task.milestones, free_text),
+        validation_reward=validation_reward(judge.score(rollout, play.task), process_reward(rollout)),
     )
 
 

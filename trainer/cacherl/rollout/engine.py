@@ -1,8 +1,11 @@
 """What the agent loop needs of a model: continue token ids, say with which log-probability."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
+
+from cacherl.errors import EngineFailed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +32,7 @@ class Generation:
     """Sampled ids and, for each, its log-probability in nats under the sampling distribution.
 
     For temperature 0 the log-probabilities are those at temperature 1: greedy has no distribution of its own.
+    Raises EngineFailed for log-probabilities that are missing or not finite: one such row would spoil a whole update.
     """
 
     ids: tuple[int, ...]
@@ -38,7 +42,9 @@ class Generation:
 
     def __post_init__(self) -> None:
         if len(self.ids) != len(self.logprobs):
-            raise ValueError(f"{len(self.ids)} ids but {len(self.logprobs)} logprobs")
+            raise EngineFailed(f"{len(self.ids)} ids but {len(self.logprobs)} logprobs")
+        if not all(map(math.isfinite, self.logprobs)):
+            raise EngineFailed("a sampled token's log-probability is not finite: the weights may hold NaN")
 
 
 class Engine(Protocol):

@@ -6,6 +6,7 @@ trajectory waits for another's text. The loop imports no framework.
 """
 
 import asyncio
+import gc
 import time
 from array import array
 from collections.abc import Callable, Sequence
@@ -16,10 +17,10 @@ from uuid import uuid4
 
 from cacherl.errors import EngineFailed, ToolUnavailable
 from cacherl.rollout.engine import Engine, Generation, Sampling
-from cacherl.rollout.parser import CallStatus, Completion, ParsedCall, Parser, spans_in_tokens, token_spans
-from cacherl.rollout.renderer import CALL_CLOSE, CALL_OPEN, THINK_CLOSE, Message, Renderer
+from cacherl.rollout.parser import CallStatus, Completion, ParsedCall, Parser, spans_in_tokens
+from cacherl.rollout.renderer import Message, Renderer
 from cacherl.rollout.rollout import CallRecord, Rollout, StopReason, Turn
-from cacherl.rollout.tools import ToolAnswerer, ToolReply, ToolRequest, Void, in_live_thread
+from cacherl.rollout.tools import ToolAnswerer, ToolReply, ToolRequest, Void, in_live_thread, open_in_live_thread
 
 TEXT_THREADS = 4
 """Threads that encode, decode and parse. Few: most of that is done under Python's lock."""
@@ -47,6 +48,20 @@ class Budgets:
     """Least sampled tokens of the first turn. CacheRL takes 150: without it 42 % of its rollouts never called a tool,
     with it 13 % (arXiv:2606.14179)."""
 
+    def __post_init__(self) -> None:
+        for name in ("turns", "turn_tokens", "sampled_tokens", "context_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.calls < 0:
+            raise ValueError(f"calls is {self.calls}; it cannot be negative")
+        if not self.seconds > 0:
+            raise ValueError(f"seconds is {self.seconds:g}; it must be more than 0")
+        if not 0 <= self.first_turn_min_tokens < self.turn_tokens:
+            raise ValueError(
+                f"first_turn_min_tokens is {self.first_turn_min_tokens}; it must be at least 0 and "
+                f"less than turn_tokens, {self.turn_tokens}"
+            )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Episode:
@@ -61,6 +76,9 @@ class Episode:
     """Names the rollout to the engine; empty: a name is made up."""
     seed: int = 0
     """Rollouts of one group need different seeds."""
+    examine: Callable[[Rollout], None] | None = None
+    """Told of the finished rollout in a live thread, before its tools are closed: for what only a session that is
+    still open can say. What it cannot reach (ToolUnavailable, OSError) voids the rollout."""
 
 
 Progress = Callable[[Rollout, int, int], None]
@@ -84,21 +102,40 @@ class CacheAgentLoop:
         """Play one trajectory to its end. Failures of infrastructure are a stop reason, not an exception."""
         prompt_ids = await self._in_thread(self.renderer.prompt_ids, episode.messages)
         trace = _Trace(prompt_ids, name=episode.rollout or uuid4().hex)
+        try:
+            return await self._played(trace, episode)
+        except Exception as error:
+            error.add_note(f"task {episode.task_id}, rollout {trace.name}")
+            raise
+
+    async def _played(self, trace: "_Trace", episode: Episode) -> Rollout:
         tools: ToolAnswerer | None = None
         try:
-            async with asyncio.timeout(self.budgets.seconds) as clock:
-                tools = await in_live_thread(episode.open_tools)  # it may start a sandbox
-                while trace.stop is None:
-                    await self._turn(trace, tools, episode.seed)
-        except TimeoutError:
-            if not clock.expired():  # somebody else's timeout, which nobody has translated
-                raise
-            trace.stop = StopReason.TIME_BUDGET
-        except (EngineFailed, ToolUnavailable) as error:
-            trace.stop, trace.why = StopReason.INFRASTRUCTURE, str(error)
-        if trace.stop is StopReason.TIME_BUDGET and tools is not None:
-            self._blame_an_outage(trace, tools)
-        return trace.rollout(episode, outages=tools.outages if tools else 0)
+            try:
+                async with asyncio.timeout(self.budgets.seconds) as clock:
+                    tools = await open_in_live_thread(episode.open_tools)  # it may start a sandbox
+                    while trace.stop is None:
+                        await self._turn(trace, tools, episode.seed)
+            except TimeoutError:
+                if not clock.expired():  # somebody else's timeout, which nobody has translated
+                    raise
+                trace.stop = StopReason.TIME_BUDGET
+            except (EngineFailed, ToolUnavailable) as error:
+                trace.stop, trace.why = StopReason.INFRASTRUCTURE, str(error)
+            if trace.stop is StopReason.TIME_BUDGET and tools is not None:
+                self._blame_an_outage(trace, tools)
+            return await self._examined(trace.rollout(episode, outages=tools.outages if tools else 0), episode)
+        finally:
+            if tools is not None:
+                await in_live_thread(tools.close)
+
+    async def _examined(self, rollout: Rollout, episode: Episode) -> Rollout:
+        if episode.examine is not None:
+            try:
+                await in_live_thread(episode.examine, rollout)
+            except ToolUnavailable as error:
+                return replace(rollout, stop=StopReason.INFRASTRUCTURE, why=str(error), answer="")
+        return rollout
 
     def _blame_an_outage(self, trace: "_Trace", tools: ToolAnswerer) -> None:
         """Void a rollout that would have had time left but for a cache that was away: that is no fault of the model."""
@@ -165,11 +202,7 @@ class CacheAgentLoop:
         """The parsed turn, and the half-open token span of each of its calls."""
         decode = self.renderer.tokenizer.decode
         completion = self.parser.parse(decode(ids))
-        marks = self.renderer.mark_ids
-        spans = token_spans(ids, marks[CALL_OPEN], marks[CALL_CLOSE], marks[THINK_CLOSE])
-        if len(spans) != len(completion.calls):  # a mark was spelled in several tokens, or is no call's
-            spans = spans_in_tokens([(call.start, call.end) for call in completion.calls], ids, decode)
-        return completion, spans
+        return completion, spans_in_tokens([(call.start, call.end) for call in completion.calls], ids, decode)
 
     def _closing(self, generation: Generation, completion: Completion) -> Sequence[int]:
         """What takes the place of the sampled end of a turn that called a tool in the middle of its thinking.
@@ -233,6 +266,15 @@ def opening(system_prompt: str, request: str) -> tuple[Message, ...]:
     """The messages before the first turn of a one-request task."""
     user = {"role": "user", "content": request}
     return ({"role": "system", "content": system_prompt}, user) if system_prompt else (user,)
+
+
+def settle_garbage() -> None:
+    """Collect once, and leave all that lives now out of later collections.
+
+    What a process with torch has imported takes a full collection some 0.3 s to walk, during which no rollout moves.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def turn_seed(seed: int, turn: int) -> int:

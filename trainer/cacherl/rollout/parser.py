@@ -200,20 +200,6 @@ def spans_in_tokens(
     return covering
 
 
-def token_spans(ids: Sequence[int], open_id: int, close_id: int, think_close_id: int) -> list[tuple[int, int]]:
-    """Half-open token spans of the call blocks after `</think>`; an unclosed one ends where the next one opens.
-
-    >>> token_spans([7, 1, 0, 7, 5, 8, 7, 6], open_id=7, close_id=8, think_close_id=0)
-    [(3, 6), (6, 8)]
-    """
-    begin = ids.index(think_close_id) + 1 if think_close_id in ids else 0
-    starts = [i for i in range(begin, len(ids)) if ids[i] == open_id]
-    return [
-        (start, next((i + 1 for i in range(start, limit) if ids[i] == close_id), limit))
-        for start, limit in pairwise([*starts, len(ids)])
-    ]
-
-
 def _token_starts(ids: Sequence[int], decode: Callable[[Sequence[int]], str]) -> list[int]:
     """The character at which each token begins, and last the length of the text."""
     alone = [decode([token]) for token in ids]

@@ -12,11 +12,11 @@ Not covered: executing calls of one turn side by side, since they share a sessio
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 from cacherl.errors import ToolUnavailable
 from cacherl.rollout.rollout import AnswerTier, StopReason
@@ -86,12 +86,25 @@ class ToolAnswerer(Protocol):
         """One reply per request, in their order, or Void."""
         ...
 
+    def close(self) -> None:
+        """Let go of what the rollout held, as a sandbox: now, or as soon as a call under way has ended. Called once,
+        in a thread, after the last `answer`; does not raise for what cannot be closed."""
+        ...
+
 
 class LiveSession(Protocol):
-    """What is needed of a world's session (worlds/world.py)."""
+    """What is needed of a world's session (worlds/world.py).
+
+    It may have a `close()`, which is called once, after everything else, however the rollout ended. The rollout waits
+    for it, so it must end by itself too.
+    """
 
     def execute(self, tool: str, arguments: Mapping[str, Any]) -> ToolResult:
-        """Must end by itself: nobody can stop a thread. Raises ToolUnavailable when the tool could not be reached."""
+        """Must end by itself: nobody can stop a thread.
+
+        Raises ToolUnavailable, or any OSError (a TimeoutError is one), when the tool could not be reached; what else it
+        raises is a defect of the world and ends the run.
+        """
         ...
 
 
@@ -201,14 +214,14 @@ class CacheTools:
         self.outages = 0
         self.away_seconds = 0.0
         self._setup = setup
+        self._cache = _WatchedCache(setup.cache, self._time_lost)
         self._environment = environment
-        self._open_session = open_session
+        self._live = None if open_session is None else _OwnSession(open_session)
         self._rollout = rollout
         self._group = group
         self._state: str | None = ""  # "" = the initial state; None = unknown, so that no key can be formed
         self._state_is_true = True  # False once a write was guessed: what is executed then must not be recorded
         self._served_writes: list[ToolRequest] = []
-        self._session: LiveSession | None = None
         self._leases: set[str] = set()  # granted for calls of this turn that are still to come
 
     async def answer(self, requests: Sequence[ToolRequest]) -> list[ToolReply] | Void:
@@ -219,6 +232,10 @@ class CacheTools:
                 return got
             replies += got
         return replies
+
+    def close(self) -> None:
+        if self._live is not None:
+            self._live.close()
 
     async def _next_replies(self, requests: Sequence[ToolRequest]) -> list[ToolReply] | Void:
         """At least one reply: up to the call after which the others must be asked about anew."""
@@ -329,12 +346,7 @@ class CacheTools:
 
     async def _lookup(self, items: Sequence[LookupItem], on_miss: OnMiss, wait_s: float = 0.0) -> list[Answer]:
         async def ask() -> list[Answer]:
-            began = time.perf_counter()
-            try:
-                return await self._setup.cache.lookup(self._setup.namespace, items, on_miss=on_miss, wait_s=wait_s)
-            except asyncio.CancelledError:  # the rollout's time was over before the cache said anything
-                self.away_seconds += max(0.0, time.perf_counter() - began - wait_s)
-                raise
+            return await self._cache.lookup(self._setup.namespace, items, on_miss=on_miss, wait_s=wait_s)
 
         return await self._patiently(ask)
 
@@ -345,14 +357,12 @@ class CacheTools:
         """
         has_fallen = False
         while True:
-            began = time.perf_counter()
             try:
                 return await ask()
             except CacheReplyMalformed as error:  # something else answers there, and will go on doing so
                 self._fell(error)
                 raise
             except CacheUnavailable as error:
-                self.away_seconds += time.perf_counter() - began
                 if not has_fallen:
                     self._fell(error)
                 has_fallen = True
@@ -368,6 +378,16 @@ class CacheTools:
         finally:
             self.away_seconds += time.perf_counter() - began
 
+    @contextmanager
+    def _time_lost(self, wait_s: float) -> Iterator[None]:
+        """Count what one request to the cache took beyond the `wait_s` that it was asked to wait, unless it answers."""
+        began = time.perf_counter()
+        try:
+            yield
+        except (CacheUnavailable, asyncio.CancelledError):  # cancelled: the time was over before it said anything
+            self.away_seconds += max(0.0, time.perf_counter() - began - wait_s)
+            raise
+
     def _fell(self, error: CacheError) -> None:
         self.outages += 1
         self._setup.outage_log.add(error)
@@ -377,7 +397,7 @@ class CacheTools:
         leases, self._leases = self._leases, set()
         with suppress(CacheError):  # a lease that cannot be given back ends by itself
             for lease in leases:
-                await self._setup.cache.release_lease(self._setup.namespace, lease)
+                await self._cache.release_lease(self._setup.namespace, lease)
 
     # -- what the cache does not have ----------------------------------------------------------------------------------
 
@@ -400,7 +420,7 @@ class CacheTools:
         async def resolve() -> Resolved:
             setup = self._setup
             return await resolve_async(
-                setup.cache,
+                self._cache,
                 setup.namespace,
                 item,
                 execute,
@@ -479,14 +499,12 @@ class CacheTools:
 
     async def _run(self, request: ToolRequest) -> ToolResult:
         """Run a call in the live session, after bringing it to where the rollout is."""
-        if self._session is None:
-            if self._open_session is None:
-                raise ToolUnavailable("no live session can be opened for this rollout")
-            self._session = await in_live_thread(self._open_session)
+        if self._live is None:
+            raise ToolUnavailable("no live session can be opened for this rollout")
         for write in self._served_writes:
-            await in_live_thread(self._session.execute, write.tool, write.arguments)
+            await self._live.execute(write)
         self._served_writes.clear()
-        return await in_live_thread(_timed, self._session, request)
+        return await self._live.execute(request)
 
 
 class LiveTools:
@@ -495,18 +513,21 @@ class LiveTools:
     def __init__(self, session: LiveSession) -> None:
         self.outages = 0
         self.away_seconds = 0.0
-        self._session = session
+        self._live = _OwnSession(session=session)
 
     async def answer(self, requests: Sequence[ToolRequest]) -> list[ToolReply] | Void:
         replies: list[ToolReply] = []
         for request in requests:
             began = time.perf_counter()
             try:
-                result = await in_live_thread(_timed, self._session, request)
+                result = await self._live.execute(request)
             except ToolUnavailable as error:
                 return Void(stop=StopReason.INFRASTRUCTURE, why=str(error))
             replies.append(_live(result, "live", time.perf_counter() - began))
         return replies
+
+    def close(self) -> None:
+        self._live.close()
 
 
 def writing_tools(tools: Sequence[Mapping[str, Any]]) -> frozenset[str]:
@@ -515,8 +536,111 @@ def writing_tools(tools: Sequence[Mapping[str, Any]]) -> frozenset[str]:
 
 
 async def in_live_thread(work: Callable[..., _T], *arguments: Any) -> _T:
-    """Do what may wait for a sandbox, without keeping the event loop or the tokenizers waiting."""
-    return await asyncio.get_running_loop().run_in_executor(_threads, work, *arguments)
+    """Do what may wait for a sandbox, without keeping the event loop or the tokenizers waiting.
+
+    An OSError of the work comes out as ToolUnavailable. Once the work was handed over it is done, cancelled or not.
+    """
+    return await asyncio.shield(asyncio.wrap_future(_threads.submit(_reaching, work, *arguments)))
+
+
+async def open_in_live_thread(open_tools: Callable[[], ToolAnswerer]) -> ToolAnswerer:
+    """What `open_tools` returns; if nobody waits for it any more when it does, it is closed."""
+    opening = _threads.submit(_reaching, open_tools)
+    try:
+        return await asyncio.wrap_future(opening)
+    except asyncio.CancelledError:
+        opening.add_done_callback(_close_unused)
+        raise
+
+
+def close_session(session: LiveSession) -> None:
+    """Call the session's `close`, if it has one."""
+    close: Callable[[], None] | None = getattr(session, "close", None)
+    if close is not None:
+        close()
+
+
+class _OwnSession:
+    """The live session of one rollout: opened when it is first needed, closed when its last call has ended.
+
+    Never used by two threads at once.
+    """
+
+    def __init__(
+        self, open_session: Callable[[], LiveSession] | None = None, *, session: LiveSession | None = None
+    ) -> None:
+        self._open = open_session
+        self._session = session
+        self._work: Future[Any] | None = None
+
+    async def execute(self, request: ToolRequest) -> ToolResult:
+        """Raises ToolUnavailable, and what the world has not foreseen, with the tool's name."""
+        self._work = work = _threads.submit(self._execute, request)
+        return await asyncio.wrap_future(work)
+
+    def close(self) -> None:
+        if self._work is None:
+            self._close()
+        else:  # a thread cannot be stopped: the call that the rollout did not wait for may still be under way
+            self._work.add_done_callback(lambda _: self._close())
+
+    def _execute(self, request: ToolRequest) -> ToolResult:
+        try:
+            if self._session is None and self._open is not None:
+                self._session = self._open()
+            return _timed(cast(LiveSession, self._session), request)
+        except OSError as error:
+            raise ToolUnavailable(f"tool {request.tool}: {type(error).__name__}: {error}") from error
+        except Exception as error:
+            error.add_note(f"tool {request.tool}")
+            raise
+
+    def _close(self) -> None:
+        if self._session is None:
+            return
+        try:
+            close_session(self._session)
+        except Exception:  # noqa: BLE001 - whatever a sandbox leaves behind must not cost the rollout that was played
+            _log.warning("a live session could not be closed", exc_info=True)
+
+
+class _WatchedCache:
+    """The cache, with each request that a rollout waits for under a watch, told how long it was asked to wait."""
+
+    def __init__(self, cache: CacheLookup, watch: Callable[[float], AbstractContextManager[None]]) -> None:
+        self._cache = cache
+        self._watch = watch
+        self.extend_lease = cache.extend_lease
+        self.release_lease = cache.release_lease
+
+    async def lookup(
+        self,
+        namespace: str,
+        items: Sequence[LookupItem],
+        *,
+        on_miss: OnMiss = "fail",
+        wait_s: float = 0.0,
+        lease_s: float = LEASE_S,
+    ) -> list[Answer]:
+        with self._watch(wait_s):
+            return await self._cache.lookup(namespace, items, on_miss=on_miss, wait_s=wait_s, lease_s=lease_s)
+
+    async def record(self, namespace: str, items: Sequence[RecordItem]) -> list[Recorded]:
+        with self._watch(0.0):
+            return await self._cache.record(namespace, items)
+
+
+def _reaching(work: Callable[..., _T], *arguments: Any) -> _T:
+    """The work's result. Raises ToolUnavailable where it could not reach what it works with."""
+    try:
+        return work(*arguments)
+    except OSError as error:
+        raise ToolUnavailable(f"{type(error).__name__}: {error}") from error
+
+
+def _close_unused(opening: Future[ToolAnswerer]) -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().close()
 
 
 def _live(result: ToolResult, reason: str, seconds: float, recording_s: float = 0.0) -> ToolReply:

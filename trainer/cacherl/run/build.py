@@ -9,6 +9,7 @@ import importlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, assert_never
 
@@ -116,22 +117,44 @@ def recordings(run: Run, world: World, folder: Path) -> list[Path]:
     return [path]
 
 
-def training_trajectories(run: Run, world: World, paths: Sequence[Path]) -> list[Trajectory]:
-    """The trajectories SFT may learn from: those of held-out tasks are not among them."""
-    found = [trajectory for path in paths for trajectory in read_trajectories(path).trajectories]
-    if run.world.domain:
-        found = [each for each in found if each.domain == run.world.domain]
+def training_trajectories(run: Run, world: World, paths: Sequence[Path]) -> tuple[list[Trajectory], dict[str, int]]:
+    """The trajectories SFT may learn from, and how many others there are and why: held-out tasks are among those."""
+    recordings = [read_trajectories(path) for path in paths]
+    found = [trajectory for recording in recordings for trajectory in recording.trajectories]
+    mine = [each for each in found if run.world.domain in ("", each.domain)]
     if isinstance(world, RecordedWorld):
-        return [each for each in found if world.split_of(task_id_of(each)) == "train"]
-    held_out = {task.id for task in held_out_tasks(run, world)}
-    return [each for each in found if each.task_id not in held_out]
+        train = [each for each in mine if world.split_of(task_id_of(each)) == "train"]
+    else:
+        held_out = {task.id for task in held_out_tasks(run, world)}
+        train = [each for each in mine if each.task_id not in held_out]
+    return train, {
+        "unreadable": sum(len(recording.rejected) for recording in recordings),
+        "of another domain": len(found) - len(mine),
+        "of held-out tasks": len(mine) - len(train),
+    }
+
+
+def left_out(world: World) -> dict[str, int]:
+    """Lines and tasks of recordings that a recorded world is made without, by reason; nothing for another world."""
+    if not isinstance(world, RecordedWorld):
+        return {}
+    told = {"unreadable lines": len(world.rejected), **{f"tasks: {why}": n for why, n in world.left_out.items()}}
+    return {why: count for why, count in told.items() if count}
+
+
+def told_left_out(world: World) -> str:
+    """The same as a sentence; empty where nothing is left out."""
+    text = ", ".join(f"{count:,} {why}" for why, count in left_out(world).items())
+    first = world.rejected[0] if isinstance(world, RecordedWorld) and world.rejected else None
+    return text and f"left out: {text}" + (f" (first: line {first.line}: {first.why})" if first else "")
 
 
 def load_policy(run: Run, trajectories: Sequence[Trajectory] = ()) -> Policy:
     """The model of the run, on this process's GPU where there is one, without adapters.
 
-    A tiny model and its tokenizer are made from the trajectories. Raises RunMisconfigured where the model cannot be
-    loaded, RendererMisfit where its chat format is not known.
+    What shards it over several GPUs (FSDP, DeepSpeed) gets it on the CPU: no GPU need hold it whole. A tiny model and
+    its tokenizer are made from the trajectories. Raises RunMisconfigured where the model cannot be loaded,
+    RendererMisfit where its chat format is not known.
     """
     import torch
     from transformers.utils import logging
@@ -139,9 +162,12 @@ def load_policy(run: Run, trajectories: Sequence[Trajectory] = ()) -> Policy:
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # one bar is enough
     if run.threads:
         torch.set_num_threads(run.threads)
+    if has_gpu := torch.cuda.is_available():
+        # Before anything else: whoever says only "cuda", as vLLM does, would take the first GPU in every process.
+        torch.cuda.set_device(_local_rank())
     model, tokenizer = _loaded(run) if run.model.path else _tiny(run, trajectories)
-    if torch.cuda.is_available():
-        torch.nn.Module.to(model, torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))))
+    if has_gpu and not _is_sharded():
+        torch.nn.Module.to(model, torch.device("cuda", _local_rank()))
     return Policy(model=model, tokenizer=tokenizer, chat=chat_format(run, tokenizer))
 
 
@@ -178,7 +204,7 @@ def agent_loop(run: Run, world: World, policy: Policy, engine: Engine, *, temper
 def open_engine(run: Run, policy: Policy, folder: Path, *, temperature: float) -> PolicyEngine:
     """Who samples from the policy, once it was told to follow it; it wants closing.
 
-    Raises RunMisconfigured where the engine's library is not installed, EngineFailed.
+    Its library is there (`check_installed`). Raises EngineFailed.
     """
     match run.engine.kind:
         case "hf":
@@ -186,10 +212,8 @@ def open_engine(run: Run, policy: Policy, folder: Path, *, temperature: float) -
 
             return HFEngine(policy.model, max_rows=run.grpo.concurrency)
         case "vllm":
-            try:
-                from cacherl.adapters.vllm_engine import VllmEngine
-            except ModuleNotFoundError as error:
-                raise RunMisconfigured("engine.kind is vllm, which is not installed: pip install vllm") from error
+            from cacherl.adapters.vllm_engine import VllmEngine
+
             return VllmEngine(run.model.path, settings=run.engine.vllm, temperature=temperature)
         case "vllm-server":
             from cacherl.adapters.vllm_server_engine import VllmServerEngine
@@ -204,6 +228,12 @@ def open_engine(run: Run, policy: Policy, folder: Path, *, temperature: float) -
             )
         case _:
             assert_never(run.engine.kind)
+
+
+def check_installed(run: Run) -> None:
+    """Raises RunMisconfigured where the engine's library is not installed: told before a model is loaded."""
+    if run.engine.kind == "vllm" and find_spec("vllm") is None:
+        raise RunMisconfigured("engine.kind is vllm, which is not installed: pip install vllm")
 
 
 def tool_source(run: Run, world: World, url: str) -> ToolSource:
@@ -237,13 +267,12 @@ def _miss_policy(run: Run) -> MissPolicy:
 
 
 def _recorded_world(settings: WorldSettings, namespace: str) -> RecordedWorld:
-    trajectories = [t for path in settings.trajectories for t in read_trajectories(Path(path)).trajectories]
+    found = [read_trajectories(Path(path)) for path in settings.trajectories]
+    trajectories = [trajectory for recording in found for trajectory in recording.trajectories]
     domains = sorted({t.domain for t in trajectories})
     domain = settings.domain or (domains[0] if len(domains) == 1 else "")
     if len(domains) > 1 and not domain:
         raise RunMisconfigured(f"world.trajectories hold {', '.join(domains)}: set world.domain to one of them")
-    if not (namespace or domain):
-        raise RunMisconfigured("the recordings name no domain: set cache.namespace to the one they were imported into")
     return RecordedWorld(
         namespace or domain,
         [t for t in trajectories if t.domain == domain or not settings.domain],
@@ -251,16 +280,27 @@ def _recorded_world(settings: WorldSettings, namespace: str) -> RecordedWorld:
         good_above=settings.good_above,
         held_out_share=settings.held_out_share,
         seed=settings.seed,
+        rejected=[line for recording in found for line in recording.rejected],
     )
 
 
 def _own_world(settings: WorldSettings) -> World:
-    world: World = _called(settings.kind, "world.kind", **settings.options)
+    world: World = _called(settings.kind, "world.kind", **{k: _unveiled(v) for k, v in settings.options.items()})
     if missing := [name for name in WORLD_MEMBERS if not hasattr(world, name)]:
         raise RunMisconfigured(
             f"world.kind: what {settings.kind} made lacks {', '.join(missing)} of a World (worlds/world.py)"
         )
     return world
+
+
+def _unveiled(option: Any) -> Any:
+    """What the environment holds for "env:NAME"; anything else as it is."""
+    if not (isinstance(option, str) and option.startswith("env:")):
+        return option
+    name = option.removeprefix("env:")
+    if name not in os.environ:
+        raise RunMisconfigured(f"world.options: the environment variable {name} is not set")
+    return os.environ[name]
 
 
 def _called(place: str, setting: str, *arguments: Any, **options: Any) -> Any:
@@ -283,6 +323,16 @@ def _tasks(world: World, split: Any, count: int) -> list[Task]:
         return world.tasks(split, count)
     except ValueError as error:
         raise RunMisconfigured(f"{world.name}: {error}") from error
+
+
+def _local_rank() -> int:
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def _is_sharded() -> bool:
+    """Whether the launcher asks for a model in shards; it does not come to that where it starts one process plainly."""
+    asked = (os.environ.get(f"ACCELERATE_USE_{name}", "") for name in ("FSDP", "DEEPSPEED"))
+    return "LOCAL_RANK" in os.environ and any(each.lower() == "true" for each in asked)
 
 
 def _loaded(run: Run) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -9,8 +9,9 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from cacherl.demo.service import fill
+from cacherl.demo.service import create, teach
 from cacherl.errors import RunMisconfigured
+from cacherl.run.folder import is_main
 from cacherl.run.settings import SUPPORT_DESK, Run
 from cacherl.worlds.world import World
 from toolcache_client import DEFAULT_URL, CacheClient, CacheRefused
@@ -37,28 +38,38 @@ def check_alive(url: str) -> None:
 
 
 def namespace_of(run: Run, world: World) -> str:
-    """The namespace whose recordings answer the run's calls."""
-    return run.cache.namespace or world.name
+    """The namespace whose recordings answer the run's calls. Raises RunMisconfigured where nothing names it."""
+    namespace = run.cache.namespace or world.name
+    if not namespace:
+        raise RunMisconfigured("the recordings name no domain: set cache.namespace to the one they were imported into")
+    return namespace
 
 
 def make_ready(run: Run, world: World, url: str, record: Callable[[], Path]) -> None:
     """Make sure that the cache has the run's namespace; without a URL there is nothing to do.
 
-    The support desk's is made from what `record` records, which nobody else has. Raises RunMisconfigured telling how
-    to import your own recordings, CacheUnavailable, CacheDenied.
+    The support desk's is made from what `record` records, which nobody else has. That it is there does not say that it
+    is full: a run may have died in the middle, another may fill it just now, or be of other desks. So the recordings
+    are sent at every start, some seconds a thousand, and what is known already changes nothing.
+
+    Of several processes the main one does it; the others meet it again before they train. Raises RunMisconfigured
+    telling how to import your own recordings, CacheUnavailable, CacheDenied.
     """
-    if not url:
+    if not url or not is_main():
         return
     namespace = namespace_of(run, world)
+    is_ours = run.world.kind == SUPPORT_DESK and namespace == world.name
     with CacheClient(url, job=run.job, timeout_s=IMPORT_TIMEOUT_S) as client:
         try:
             client.namespace(namespace)
         except CacheRefused as error:
             if error.status != _NOT_THERE:
                 raise
-            if run.world.kind != SUPPORT_DESK or namespace != world.name:
+            if not is_ours:
                 raise RunMisconfigured(_how_to_import(run, namespace, url)) from error
-            fill(client, world, record())
+            create(client, world)
+        if is_ours:
+            teach(client, world, record())
 
 
 def _how_to_import(run: Run, namespace: str, url: str) -> str:

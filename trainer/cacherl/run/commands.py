@@ -7,6 +7,7 @@ that before the words of the command are known to be right.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -28,6 +29,8 @@ COMMANDS = {
 }
 USES_MODEL_OF_RUN = ("grpo", "sample", "eval")
 """Commands for which --run may name a folder: they take its model."""
+ONE_PROCESS = ("sample", "train", "eval")
+"""Commands that several processes would only do several times, over one another's files."""
 
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser], default_run: Path) -> None:
@@ -65,6 +68,9 @@ def run_command(given: argparse.Namespace, settings: Sequence[str]) -> None:
     from cacherl.run.cache import cache_url, check_alive
     from cacherl.run.folder import finished_stage, taken_folder
 
+    if given.command in ONE_PROCESS and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        own = "; iterate.launch starts its stages on several GPUs" if given.command == "train" else ""
+        raise RunMisconfigured(f"`cacherl {given.command}` is one process: start it without a launcher{own}")
     run = _read(given, settings)
     folder = given.out or default_folder(run.name, given.command)
     url = cache_url(given.cache_url) if _asks_cache(run, given.command) else ""
@@ -127,9 +133,23 @@ def _read(given: argparse.Namespace, settings: Sequence[str]) -> Run:
     if given.command not in USES_MODEL_OF_RUN:
         raise RunMisconfigured(f"--run {path} is a folder; `cacherl {given.command}` wants a run file")
     run = read_run(path / RUN_FILE, Run, settings)
+    if given.command == "eval":
+        _refuse_trained_tasks(read_run(path / RUN_FILE, Run), run)
     if "--model.path" in settings:
         return run
     return replace(run, model=replace(run.model, path=str(model_of(path))))
+
+
+def _refuse_trained_tasks(trained: Run, run: Run) -> None:
+    """Of an own World's recordings SFT leaves out only those of the held-out tasks that its run counted."""
+    from cacherl.run.settings import RECORDED, SUPPORT_DESK
+
+    kept = trained.evaluate.tasks
+    if run.world.kind not in (RECORDED, SUPPORT_DESK) and run.evaluate.tasks > kept:
+        raise RunMisconfigured(
+            f"evaluate.tasks is {run.evaluate.tasks}, but the run held {kept} tasks out: those beyond may have been "
+            "trained on"
+        )
 
 
 def _asks_cache(run: Run, command: str) -> bool:

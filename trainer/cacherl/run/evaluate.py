@@ -16,21 +16,26 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from cacherl.errors import RunStopped
 from cacherl.evaluate.evaluate import Evaluation, evaluate, judged
 from cacherl.evaluate.intervals import Estimate, interval
 from cacherl.reward.answer import AnswerJudge
-from cacherl.rollout.loop import CacheAgentLoop
-from cacherl.rollout.rollout import tier_mix
+from cacherl.rollout.loop import CacheAgentLoop, Progress
+from cacherl.rollout.rollout import Rollout, tier_mix
+from cacherl.run.broken import refuse_broken
 from cacherl.run.build import (
     agent_loop,
+    check_installed,
     free_text,
     has_live_tools,
     held_out_tasks,
+    left_out,
     load_policy,
     make_judge,
     make_world,
     open_engine,
     recordings,
+    told_left_out,
     tool_source,
 )
 from cacherl.run.cache import make_ready
@@ -50,8 +55,12 @@ MEANING = {
 
 
 def run_evaluate(run: Run, folder: Path, url: str) -> None:
-    """Measure and leave the numbers in the folder. Raises RunMisconfigured, RendererMisfit, EngineFailed."""
+    """Measure and leave the numbers in the folder.
+
+    Raises RunMisconfigured, RendererMisfit, EngineFailed, and RunStopped where next to nothing could be played.
+    """
     began = time.perf_counter()
+    check_installed(run)
     world = make_world(run)
     make_ready(run, world, url, lambda: recordings(run, world, folder)[0])
     tasks = held_out_tasks(run, world)
@@ -59,20 +68,31 @@ def run_evaluate(run: Run, folder: Path, url: str) -> None:
     policy = load_policy(run)
     policy.model.train(False)
     temperature = run.evaluate.temperature
+    played: list[Rollout] = []
     engine = open_engine(run, policy, folder, temperature=temperature or 1.0)
     with closing(engine), Watch("eval", 0, ()) as watch:
+        if told := told_left_out(world):
+            watch.say(told)
         engine.follow(policy.model, 0)
         loop = agent_loop(run, world, policy, engine, temperature=temperature)
         playing = _live if has_live_tools(world) else _on_cache
-        found = asyncio.run(playing(run, world, tasks, judge, loop, watch, url))
+
+        def progress(rollout: Rollout, done: int, planned: int) -> None:
+            played.append(rollout)
+            watch.rollout(rollout, done, planned)
+
+        found = asyncio.run(playing(run, world, tasks, judge, loop, progress, url))
+    refuse_broken(played)
+    if not found.outcomes:
+        raise RunStopped(f"nothing was measured: all {len(played)} rollouts were void ({found.stops})")
     numbers = summary(found, run)
     write_json(folder / EVALUATION_FILE, numbers)
     print_table(Console(), numbers)
-    finish_stage(folder, "eval", {"seconds": time.perf_counter() - began})
+    finish_stage(folder, "eval", {"left_out": left_out(world), "seconds": time.perf_counter() - began})
 
 
 async def _live(
-    run: Run, world: World, tasks: Sequence[Task], judge: AnswerJudge, loop: CacheAgentLoop, watch: Watch, _: str
+    run: Run, world: World, tasks: Sequence[Task], judge: AnswerJudge, loop: CacheAgentLoop, progress: Progress, _: str
 ) -> Evaluation:
     return await evaluate(
         loop,
@@ -83,17 +103,23 @@ async def _live(
         free_text=free_text(run),
         concurrency=run.grpo.concurrency,
         seed=run.seed,
-        progress=watch.rollout,
+        progress=progress,
     )
 
 
 async def _on_cache(
-    run: Run, world: World, tasks: Sequence[Task], judge: AnswerJudge, loop: CacheAgentLoop, watch: Watch, url: str
+    run: Run,
+    world: World,
+    tasks: Sequence[Task],
+    judge: AnswerJudge,
+    loop: CacheAgentLoop,
+    progress: Progress,
+    url: str,
 ) -> Evaluation:
     played = [place for place in range(len(tasks)) for _ in range(run.evaluate.samples_per_task)]
     scorer = Scorer(judge, run.reward, run.process)
     settings = replace(run.grpo, seed=run.seed)
-    collector = Collector(loop, world, tasks, tool_source(run, world, url), scorer, settings, watch.rollout)
+    collector = Collector(loop, world, tasks, tool_source(run, world, url), scorer, settings, progress)
     try:
         scored = await collector.collect(played, 0)
     finally:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from cacherl.config import differences, read_run, write_run
+from cacherl.data.whole_file import write_whole
 from cacherl.errors import RunMisconfigured
 from cacherl.run.settings import Run
 
@@ -46,6 +47,8 @@ MAY_CHANGE = (
     "sft.gradient_checkpointing",
     "sft.checkpoint_every",
     "sft.keep_checkpoints",
+    "grpo.learning_rate",
+    "grpo.max_grad_norm",
     "grpo.micro_batch",
     "grpo.gradient_checkpointing",
     "grpo.concurrency",
@@ -53,9 +56,11 @@ MAY_CHANGE = (
     "grpo.keep_checkpoints",
     "iterate.rounds",
     "iterate.launch",
+    "iterate.launch_sft",
     "track",
 )
-"""Settings that a run may go on with changed: where and how fast it is computed, not what."""
+"""Settings that a run may go on with changed: where and how fast it is computed, not what. The two of the optimizer are
+what a run that broke on gradients without end is told to lower."""
 PACKAGES = ("cacherl", "toolcache-client", "torch", "transformers", "trl", "peft", "accelerate", "tokenizers", "vllm")
 
 
@@ -109,9 +114,7 @@ def model_of(folder: Path) -> Path:
 
 def write_json(path: Path, document: Any) -> None:
     """Write the file as a whole, or not at all: a kill in the middle leaves the old one."""
-    aside = path.with_name(f"{path.name}.part")
-    aside.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    aside.replace(path)
+    write_whole(path, (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def environment() -> dict[str, Any]:

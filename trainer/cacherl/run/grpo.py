@@ -11,7 +11,18 @@ from dataclasses import replace
 from pathlib import Path
 
 from cacherl.adapters.lora import save_model, with_lora
-from cacherl.run.build import load_policy, make_judge, make_world, open_engine, recordings, tool_source, training_tasks
+from cacherl.run.build import (
+    check_installed,
+    left_out,
+    load_policy,
+    make_judge,
+    make_world,
+    open_engine,
+    recordings,
+    told_left_out,
+    tool_source,
+    training_tasks,
+)
 from cacherl.run.cache import make_ready
 from cacherl.run.folder import MODEL, finish_stage
 from cacherl.run.settings import Run
@@ -24,6 +35,7 @@ SHOWN = ("reward", "validation_reward", "trust", "turns", "tokens_per_second", "
 def run_grpo(run: Run, folder: Path, url: str, *, resume: bool) -> None:
     """Train and leave the model in the folder. Raises RunMisconfigured, RendererMisfit, EngineFailed, CacheRefused."""
     began = time.perf_counter()
+    check_installed(run)
     settings = replace(run.grpo, seed=run.grpo.seed + run.seed)
     world = make_world(run)
     make_ready(run, world, url, lambda: recordings(run, world, folder)[0])
@@ -36,6 +48,8 @@ def run_grpo(run: Run, folder: Path, url: str, *, resume: bool) -> None:
     engine = None if run.engine.kind == "hf" else open_engine(run, policy, folder, temperature=settings.temperature)
     try:
         with Watch("grpo", settings.steps, SHOWN, trackers) as watch:
+            if told := told_left_out(world):
+                watch.say(told)
             report = train_grpo(
                 model=model,
                 tokenizer=policy.tokenizer,
@@ -60,5 +74,10 @@ def run_grpo(run: Run, folder: Path, url: str, *, resume: bool) -> None:
     finish_stage(
         folder,
         "grpo",
-        {"model": MODEL, "steps": len(report.steps), "seconds": time.perf_counter() - began},
+        {
+            "model": MODEL,
+            "steps": len(report.steps),
+            "left_out": left_out(world),
+            "seconds": time.perf_counter() - began,
+        },
     )

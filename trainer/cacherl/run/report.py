@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from string import Template
@@ -24,6 +25,10 @@ Figure = tuple[str, str]
 """(SVG, caption)."""
 
 
+_LOGIN = re.compile(r"//[^/@\s\"]+@")
+"""Name and password in an address."""
+
+
 def write_report(folder: Path) -> Path:
     """Write the folder's report.html; returns where it is. Raises RunMisconfigured for a folder without a run."""
     if not (folder / RUN_FILE).exists():
@@ -34,7 +39,7 @@ def write_report(folder: Path) -> Path:
         evaluations=_evaluations(folder),
         stages="".join(_stage(folder, path, make) for path, make in stages),
         meanings="".join(_meaning(name) for name in METRICS),
-        settings=html.escape((folder / RUN_FILE).read_text(encoding="utf-8")),
+        settings=html.escape(_LOGIN.sub("//***@", (folder / RUN_FILE).read_text(encoding="utf-8"))),
         facts=_facts(folder),
     )
     target = folder / REPORT_FILE
@@ -120,7 +125,7 @@ def _grpo_figures(steps: Steps) -> Iterator[Figure]:
 
 def _sample_figures(steps: Steps) -> Iterator[Figure]:
     kept = {"rollouts": "played", "kept": "kept"}
-    yield line_chart(steps, curves(steps, kept), "rollouts"), "Rollouts of each part."
+    yield line_chart(steps, curves(steps, kept), "rollouts"), "Rollouts of each part, by the tasks done with it."
     yield share_chart(steps, "left_out", "share of those left out"), "Why rollouts were not kept."
 
 

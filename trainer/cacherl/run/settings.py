@@ -81,7 +81,8 @@ class WorldSettings:
     free_text: tuple[str, ...] = ()
     """Arguments whose wording does not matter to a judge, as "tool.argument"; beside those that the world knows."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """Arguments of the factory."""
+    """Arguments of the factory. They are saved with the run and shown in its report, so say a secret as "env:NAME": the
+    factory gets what the environment variable NAME holds."""
     judge: str = ""
     """package.module:factory of your own AnswerJudge (reward/answer.py), made by calling factory(world). Empty: by
     milestones, writes and the words of the expected answer, weighed by the section judge."""
@@ -216,6 +217,8 @@ class IterateSettings:
     launch: tuple[str, ...] = ()
     """Put before the command of every stage that trains, such as ["accelerate", "launch", "--config_file", "FILE"]
     for several GPUs; empty: this Python, one process."""
+    launch_sft: tuple[str, ...] | None = None
+    """The same for SFT alone, which does not run under DeepSpeed: give it FSDP2's file, or []. Absent: `launch`."""
 
     def __post_init__(self) -> None:
         if min(self.rounds, self.samples_per_task, self.keep_per_task) < 1 or self.tasks < 0:

@@ -17,7 +17,15 @@ from cacherl.data.sft_examples import sft_examples
 from cacherl.data.trajectories import Trajectory
 from cacherl.errors import RunMisconfigured
 from cacherl.rollout.renderer import Example
-from cacherl.run.build import Policy, load_policy, make_world, recordings, renderer, training_trajectories
+from cacherl.run.build import (
+    Policy,
+    load_policy,
+    make_world,
+    recordings,
+    renderer,
+    told_left_out,
+    training_trajectories,
+)
 from cacherl.run.folder import MODEL, finish_stage
 from cacherl.run.settings import Run
 from cacherl.run.watch import Watch, trackers_of
@@ -32,12 +40,15 @@ def run_sft(run: Run, folder: Path, *, resume: bool) -> None:
     began = time.perf_counter()
     settings = replace(run.sft, seed=run.sft.seed + run.seed)
     world = make_world(run)
-    trajectories = training_trajectories(run, world, recordings(run, world, folder))
+    trajectories, left_out = training_trajectories(run, world, recordings(run, world, folder))
     trackers = trackers_of(run, folder, "sft")
     policy = load_policy(run, trajectories)
     examples, counts = _examples(run, world, policy, trajectories)
+    counts |= left_out
     model = with_lora(policy.model, run.lora, seed=run.seed) if run.lora else policy.model
     with Watch("sft", settings.steps_for(len(examples)), SHOWN, trackers) as watch:
+        if told := told_left_out(world):
+            watch.say(told)
         watch.say("examples: " + ", ".join(f"{count:,} {what}" for what, count in counts.items() if count))
         report = train_sft(model, examples, settings, output_dir=folder, resume=resume, progress=watch.step)
     save_model(model, policy.tokenizer, folder / MODEL)
@@ -79,5 +90,7 @@ def _examples(
         "without a word of the model": found.without_assistant,
     }
     if not (found.examples or fitting):
-        raise RunMisconfigured(f"no trajectory to learn from: {counts}")
+        unrewarded = trajectories and not any(trajectory.reward for trajectory in trajectories)
+        hint = '; none has a "reward" above 0: examples.min_reward = 0 takes them all' if unrewarded else ""
+        raise RunMisconfigured(f"no trajectory to learn from: {counts}{hint}")
     return [*found.examples, *fitting], counts

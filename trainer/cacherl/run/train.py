@@ -20,7 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from cacherl.errors import CacheRLError
+from cacherl.errors import RunStopped
 from cacherl.run.build import make_world, recordings
 from cacherl.run.cache import make_ready
 from cacherl.run.folder import MODEL, RUN_FILE, SAMPLES_FILE, finish_stage, finished_stage
@@ -49,7 +49,7 @@ class Stage:
 def run_train(run: Run, folder: Path, url: str, *, start: Callable[[Sequence[str]], int] | None = None) -> None:
     """Run every stage that is not done yet; `start` runs one command line and returns its exit status.
 
-    Raises RunMisconfigured, CacheUnavailable, and CacheRLError naming a stage that failed.
+    Raises RunMisconfigured, CacheUnavailable, and RunStopped naming a stage that failed.
     """
     world = make_world(run)
     recorded = recordings(run, world, folder)
@@ -62,7 +62,7 @@ def run_train(run: Run, folder: Path, url: str, *, start: Callable[[Sequence[str
         words = stage.words(folder / RUN_FILE, url)
         status = (start or _Launcher(run))(words)
         if status:
-            raise CacheRLError(f"stage {stage.folder} failed (exit status {status}); --resume goes on with it")
+            raise RunStopped(f"stage {stage.folder} failed (exit status {status}); --resume goes on with it")
     finish_stage(folder, "train", {"model": f"round-{run.iterate.rounds}/grpo/{MODEL}", "stages": len(stages)})
 
 
@@ -95,6 +95,16 @@ def _evaluation(run: Run, trained: Path, common: tuple[str, ...]) -> Iterator[St
         yield Stage(command="eval", folder=trained / "eval", settings=(*common, "--model.path", str(trained / MODEL)))
 
 
+def launcher(run: Run, command: str) -> Sequence[str]:
+    """What is put before `-m cacherl.cli` for a stage of this command."""
+    asked: Sequence[str] = ()
+    if command == "sft" and run.iterate.launch_sft is not None:
+        asked = run.iterate.launch_sft
+    elif command in ("sft", "grpo"):
+        asked = run.iterate.launch
+    return asked or (sys.executable,)
+
+
 class _Launcher:
     """Runs a stage's command as a child, which ends with this process."""
 
@@ -102,9 +112,7 @@ class _Launcher:
         self._run = run
 
     def __call__(self, words: Sequence[str]) -> int:
-        trains = words[0] in ("sft", "grpo")
-        launch = self._run.iterate.launch if trains and self._run.iterate.launch else (sys.executable,)
-        child = subprocess.Popen([*launch, *PROGRAM, *words])
+        child = subprocess.Popen([*launcher(self._run, words[0]), *PROGRAM, *words])
         before = signal.signal(signal.SIGTERM, _terminated)
         try:
             return child.wait()

@@ -5,13 +5,16 @@ replacement starts when its group is over, while the other groups still play.
 """
 
 import asyncio
+import secrets
 from collections.abc import Callable, Coroutine, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from cacherl.rollout.lookups import LookupBatcher
-from cacherl.rollout.loop import CacheAgentLoop, Episode, Progress, opening
+from cacherl.rollout.loop import CacheAgentLoop, Episode, Progress, opening, settle_garbage
+from cacherl.rollout.rollout import Rollout, StopReason
 from cacherl.rollout.tools import (
     CacheLookup,
     CacheSetup,
@@ -29,6 +32,11 @@ from cacherl.train.grpo_settings import GrpoSettings
 from cacherl.train.scoring import ScoredRollout, Scorer, taught, training_row
 from cacherl.worlds.world import Task, World
 from toolcache_client.messages import Tier
+
+JUDGE_PATIENCE_S = 300.0
+"""Seconds a judge has for one rollout, those it waits for a thread included; then the rollout is void. A language model
+answers in seconds and a client's retries end within minutes: whatever takes longer would hold up the step for good. The
+judge's thread goes on, as nobody can stop it."""
 
 _R = TypeVar("_R")
 
@@ -79,6 +87,10 @@ class Collector:
         self._progress = progress
         self._setup: CacheSetup | None = None
         self._cache: AbstractAsyncContextManager[CacheLookup] | None = None
+        self._attempt = secrets.token_hex(4)  # a replayed step, or another job, draws anew from a stochastic tool
+        self._opening = asyncio.Lock()
+        self._is_settled = False
+        self._judges = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="judge")  # gone when this is
         self._gate = asyncio.Semaphore(settings.concurrency)
         self._done = self._planned = 0
 
@@ -97,6 +109,9 @@ class Collector:
         it. Raises what a rollout raised, such as CacheRefused for a namespace that is not there.
         """
         await self._open()
+        if not self._is_settled:
+            settle_garbage()
+            self._is_settled = True
         size = self._settings.group_size
         groups = [task_indices[begin : begin + size] for begin in range(0, len(task_indices), size)]
         self._done, self._planned = 0, len(task_indices)
@@ -113,19 +128,20 @@ class Collector:
             self._cache = None
 
     async def _open(self) -> None:
-        match self._source:
-            case FromCache() as source if self._setup is None:
-                self._cache = source.open_cache()
-                self._setup = CacheSetup(
-                    cache=LookupBatcher(await self._cache.__aenter__()),
-                    namespace=source.namespace,
-                    writes=writing_tools(self._world.tools),
-                    on_miss=source.on_miss,
-                    on_outage=source.on_outage,
-                    tiers=source.tiers,
-                    outage_patience_s=source.outage_patience_s,
-                    outage_log=self.outage_log,
-                )
+        async with self._opening:
+            match self._source:
+                case FromCache() as source if self._setup is None:
+                    self._cache = source.open_cache()
+                    self._setup = CacheSetup(
+                        cache=LookupBatcher(await self._cache.__aenter__()),
+                        namespace=source.namespace,
+                        writes=writing_tools(self._world.tools),
+                        on_miss=source.on_miss,
+                        on_outage=source.on_outage,
+                        tiers=source.tiers,
+                        outage_patience_s=source.outage_patience_s,
+                        outage_log=self.outage_log,
+                    )
 
     async def _place(
         self, step: int, place: int, task_indices: Sequence[int], stand_ins: Sequence[int]
@@ -151,19 +167,35 @@ class Collector:
         """Play and score one; `number` counts the rollouts of a step."""
         async with self._gate:
             rollout = await self._loop.play(self._episode(task, step, number))
-        # In a thread: a judge may take seconds (a language model), and the other rollouts must not wait for it.
-        scored = await asyncio.to_thread(self._scorer.score, rollout, task)
+        scored = await self._scored(rollout, task, self._name(task, step, number))
         self._done += 1
         if self._progress is not None:
-            self._progress(rollout, self._done, self._planned)
+            self._progress(scored.rollout, self._done, self._planned)
         return scored
+
+    async def _scored(self, rollout: Rollout, task: Task, name: str) -> ScoredRollout:
+        """In a thread: a judge may take seconds (a language model), and the other rollouts must not wait for it."""
+        try:
+            async with asyncio.timeout(JUDGE_PATIENCE_S) as clock:
+                return await asyncio.get_running_loop().run_in_executor(self._judges, self._scorer.score, rollout, task)
+        except Exception as error:
+            if not (isinstance(error, TimeoutError) and clock.expired()):
+                error.add_note(f"task {task.id}, rollout {name}: judging it failed")
+                raise
+        why = f"the judge gave no score in {JUDGE_PATIENCE_S:g} s"
+        return ScoredRollout(rollout=replace(rollout, stop=StopReason.INFRASTRUCTURE, why=why, answer=""), reward=None)
 
     def _teaches(self, group: Sequence[ScoredRollout]) -> bool:
         return any(taught([training_row(one, self._settings, filler_id=0) for one in group]))
 
+    def _group_name(self, task: Task, step: int) -> str:
+        return f"{self._attempt}/{step}/{task.id}"
+
+    def _name(self, task: Task, step: int, number: int) -> str:
+        return f"{self._group_name(task, step)}/{number}"
+
     def _episode(self, task: Task, step: int, number: int) -> Episode:
-        group = f"{step}/{task.id}"
-        name = f"{group}/{number}"
+        group, name = self._group_name(task, step), self._name(task, step, number)
 
         def open_tools() -> ToolAnswerer:
             if self._setup is None:

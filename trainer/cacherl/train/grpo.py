@@ -7,14 +7,16 @@ an engine and a cache client of its own.
 
 import asyncio
 import json
+import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cacherl.errors import RunMisconfigured
+from cacherl.errors import RunMisconfigured, RunStopped
 from cacherl.reward.answer import AnswerJudge
 from cacherl.reward.process import ProcessWeights
 from cacherl.reward.tier_aware import TierAwareReward
@@ -42,6 +44,12 @@ if TYPE_CHECKING:
     from cacherl.adapters.trl_grpo import Asked
 
 LOG_NAME = "grpo.jsonl"
+PLAYS = 10
+"""Times a step is played whose rollouts all but fail before the run gives up."""
+PAUSE_S = 30.0
+"""Between two of these."""
+
+_logger = logging.getLogger(__name__)
 
 __all__ = [
     "Collector",
@@ -81,6 +89,7 @@ def train_grpo(
     resume: bool = False,
     progress: Callable[[Mapping[str, Any]], None] | None = None,
     rollout_progress: Progress | None = None,
+    sleep: Callable[[float], None] = time.sleep,
 ) -> GrpoReport:
     """Train the model in place; metrics go to `output_dir`/grpo.jsonl and, step by step, to `progress`.
 
@@ -90,8 +99,9 @@ def train_grpo(
     rollouts which that process plays.
 
     Must not be called inside a running event loop: it runs its own, one for all steps, so that the cache's
-    connections stay open. Raises RunMisconfigured, CacheRefused (a namespace that is not there), EngineFailed (the
-    engine could not take over the weights).
+    connections stay open. A step whose rollouts are void is played again after a while (`sleep`) before the weights
+    are touched. Raises RunMisconfigured, CacheRefused (a namespace that is not there), EngineFailed (the engine could
+    not take over the weights, or gives no numbers), RunStopped (a step stays void, or the gradient not finite).
     """
     began = time.perf_counter()
     _check(settings, tasks)
@@ -124,6 +134,8 @@ def train_grpo(
             settings=settings,
             filler_id=renderer.end_of_turn_id,
             steps=steps,
+            gather=gather,
+            sleep=sleep,
         )
         run_grpo(
             model=model,
@@ -153,9 +165,29 @@ class _Player:
     settings: GrpoSettings
     filler_id: int
     steps: StepLog
+    gather: Callable[[list[bool]], list[bool]]
+    sleep: Callable[[float], None]
 
     def play(self, asked: "Asked") -> list[TrainingRow]:
-        """The rows to train, one for each task index asked for."""
+        """The rows to train, one for each task index asked for. Raises RunStopped where infrastructure stays broken.
+
+        All processes play again, or none: else they would wait for each other at different places.
+        """
+        for replays in range(PLAYS):
+            if replays:
+                _logger.warning("step %d is played again in %g s: next to all was void", asked.step + 1, PAUSE_S)
+                self.sleep(PAUSE_S)
+            rows, share = self._play(asked)
+            if any(self.gather([_can_teach(rows, self.settings.group_size)])):
+                self.steps.played(asked.step, replace(share, replays=replays))
+                return rows
+        raise RunStopped(
+            f"step {asked.step + 1} was played {PLAYS} times and no group had two rollouts to compare; of the last "
+            f"{len(share.scored)} {_commonest_end(share.scored)}: see that cache, engine and tools are up, then go on "
+            "with --resume"
+        )
+
+    def _play(self, asked: "Asked") -> tuple[list[TrainingRow], Share]:
         began = time.perf_counter()
         self.engine.follow(asked.model, asked.step)
         followed, busy_before = time.perf_counter(), self.watched.busy_seconds
@@ -173,8 +205,7 @@ class _Player:
             rollout_seconds=ended - followed,
             busy_seconds=self.watched.busy_seconds - busy_before,
         )
-        self.steps.played(asked.step, share)
-        return rows
+        return rows, share
 
     async def _collect(self, asked: "Asked") -> list[ScoredRollout]:
         count, settings = self.settings.prompts_per_step, self.settings
@@ -188,6 +219,19 @@ class _Player:
             first_place=asked.first_place,
             stand_ins=tries[asked.first_place :],
         )
+
+
+def _can_teach(rows: Sequence[TrainingRow], group_size: int) -> bool:
+    """Whether enough was scored for some group to have rewards that differ, be they equal this time."""
+    groups = (rows[first : first + group_size] for first in range(0, len(rows), group_size))
+    return any(sum(row.reward is not None for row in group) >= 2 for group in groups)
+
+
+def _commonest_end(scored: Sequence[ScoredRollout]) -> str:
+    """Of the void ones: how many, why."""
+    ends = Counter((one.rollout.stop.value, one.rollout.why) for one in scored if one.reward is None)
+    (stop, why), count = ends.most_common(1)[0]
+    return f"{count} ended by {stop}" + (f" ({why})" if why else "")
 
 
 def _check(settings: GrpoSettings, tasks: Sequence[Task]) -> None:

@@ -1,10 +1,14 @@
 """How to train with GRPO: apart from grpo.py, so that a run file is read without loading torch."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
 from cacherl.errors import RunMisconfigured
 from cacherl.rollout.loop import Budgets
+
+MARGIN_S = 1800
+"""What a step may take beside its rollouts: judging them, taking over the weights, writing a checkpoint."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,13 +38,14 @@ class GrpoSettings:
     correction: Literal["none", "token"] = "token"
     """What makes up for an engine whose probabilities are not quite the trainer's: nothing, or each token's ratio
     trainer / engine, truncated at `correction_cap` (under gspo: the rollout's, formed as its loss forms it). An engine
-    that runs the trained model itself needs none."""
+    that runs the trained model itself needs none, unless the trainer computes in bfloat16 (as it does on a GPU): the
+    engine then rounds elsewhere than the update does, and is corrected too."""
     correction_cap: float = 2.0
     credit: Literal["uniform", "trust"] = "uniform"
     """How an advantage is laid on a rollout's turns: alike, or times the lowest trust among the answers read so far."""
     overlong: Literal["mask", "score"] = "mask"
-    """Rollouts cut by tokens: no gradient of their own, yet in the baseline; or like any other. Those cut by time never
-    have a gradient."""
+    """Rollouts cut by tokens: no gradient of their own, yet in the baseline; or like any other. Those cut by time are
+    void under both (no reward, in no baseline), as a slow cache or engine may have been the reason."""
     void_turns: Literal["mask", "score"] = "mask"
     """Turns with neither a usable call nor an answer (thinking that never ends, broken calls only): no gradient, or
     like any other."""
@@ -95,3 +100,12 @@ class GrpoSettings:
                 f"micro_batch {self.micro_batch} does not divide the {prompts * self.group_size} rollouts of a process"
             )
         return prompts
+
+    def patience_s(self, processes: int) -> int:
+        """Seconds after which a process may take another one for dead: more than its rollouts can last.
+
+        They are played in waves of `concurrency`, each as long as the time budget, and again where groups are
+        replaced. Raises RunMisconfigured where groups or batches would be cut.
+        """
+        waves = math.ceil(self.share(processes) * self.group_size / self.concurrency)
+        return math.ceil(self.budgets.seconds * waves * (1 + math.ceil(self.extra_groups))) + MARGIN_S

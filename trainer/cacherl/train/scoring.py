@@ -51,7 +51,7 @@ class TrainingRow:
     credit: Sequence[float]
     """Factor on each token's advantage, 0..1; 0 where the token is not trained."""
     reward: float | None
-    """None: void, no part in the baseline."""
+    """None: void or cut by time, no part in the baseline."""
 
     @property
     def mask(self) -> list[int]:
@@ -62,6 +62,9 @@ class TrainingRow:
 def training_row(scored: ScoredRollout, settings: GrpoSettings, filler_id: int) -> TrainingRow:
     """A scored rollout as it is trained; void and (if so set) overlong ones with no token to train.
 
+    One that was cut by time is trained as if it were void, whatever the setting: time runs out for a slow engine or
+    sandbox as well, and a reward for that would move the baseline of the others.
+
     A rollout that ended before its first token gets one masked filler, as an empty completion is not allowed.
     """
     rollout = scored.rollout
@@ -69,7 +72,8 @@ def training_row(scored: ScoredRollout, settings: GrpoSettings, filler_id: int) 
     ids, logprobs = rollout.ids[begin:], rollout.logprobs[begin:]
     if not ids:
         ids, logprobs = (filler_id,), (0.0,)
-    if scored.reward is None or _is_cut(rollout, settings):
+    reward = None if rollout.stop is StopReason.TIME_BUDGET or scored.reward is None else scored.reward.total
+    if reward is None or (settings.overlong == "mask" and rollout.stop.is_overlong):
         credit: tuple[float, ...] = (0.0,) * len(ids)
     else:
         credit = token_credit(rollout, by=settings.credit, void_turns=settings.void_turns)[begin:]
@@ -78,7 +82,7 @@ def training_row(scored: ScoredRollout, settings: GrpoSettings, filler_id: int) 
         completion_ids=ids,
         logprobs=logprobs,
         credit=credit,
-        reward=None if scored.reward is None else scored.reward.total,
+        reward=reward,
     )
 
 
@@ -86,9 +90,3 @@ def taught(rows_G: Sequence[TrainingRow]) -> list[bool]:
     """For each row of one group, whether the update learns from it: an advantage, and a token to lay it on."""
     advantages = group_advantages([row.reward for row in rows_G])
     return [advantage != 0.0 and any(row.credit) for advantage, row in zip(advantages, rows_G, strict=True)]
-
-
-def _is_cut(rollout: Rollout, settings: GrpoSettings) -> bool:
-    # Time runs out for a slow cache or engine as well: never a reason to train, whatever the setting.
-    is_late = rollout.stop is StopReason.TIME_BUDGET
-    return is_late or (settings.overlong == "mask" and rollout.stop.is_overlong)

@@ -153,7 +153,13 @@ class _Training:
             _recompute_activations(model, True)
         moved = [parameter for parameter in model.parameters() if parameter.requires_grad]
         masters = all(parameter.dtype is torch.float32 for parameter in moved)
-        optimizer = torch.optim.AdamW(moved, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+        optimizer = torch.optim.AdamW(
+            moved,
+            lr=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            # In place: torch's default takes as much again as all weights for what it works out in between.
+            fused=model.device.type == "cuda" or None,
+        )
         self._model, self._optimizer = accelerator.prepare(model, optimizer)
         self._device = accelerator.device if accelerator.use_distributed else model.device
         self._autocast = masters and self._device.type == "cuda"
@@ -178,7 +184,8 @@ class _Training:
         for place, rows in enumerate(passes):
             is_last = place == len(passes) - 1
             with nullcontext() if is_last else self.accelerator.no_sync(self._model):
-                with torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
+                # Without its cache, which would keep every weight a second time until the pass is over.
+                with torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast, cache_enabled=False):
                     part = summed_nats(self._model, self._head, rows) / count
                 # Gradients of processes are averaged; ours are parts of one mean and must add up.
                 self.accelerator.backward(part * self.accelerator.num_processes)

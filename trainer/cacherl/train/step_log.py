@@ -9,6 +9,8 @@ from cacherl.train.metrics_log import MetricsLog
 from cacherl.train.step_metrics import Share, step_metrics
 from cacherl.train.token_sums import TokenSums
 
+UPDATE_NAMES = ("loss", "kl", "grad_norm", "learning_rate", "skipped_updates")
+"""What the update step itself tells."""
 OnLine = Callable[[Mapping[str, Any]], None]
 
 
@@ -45,7 +47,7 @@ class StepLog:
         line = {
             "step": self._step + 1,
             **step_metrics(shares),
-            **{name: trl.get(name) for name in ("loss", "kl", "grad_norm", "learning_rate")},
+            **{name: trl.get(name) for name in UPDATE_NAMES},
             "update_seconds": now - self._played_at,
             "step_seconds": now - self._step_began,
         }

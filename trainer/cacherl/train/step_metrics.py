@@ -42,8 +42,9 @@ METRICS: Final[Mapping[str, Metric]] = {
         ("trained_tokens", "count", "Tokens the loss was taken over."),
         ("groups_replaced", "count", "Groups that taught nothing and made way for another task's."),
         ("zero_variance_groups", "count", "Groups in the update that teach nothing: equal rewards, or all masked."),
-        ("void", "count", "Rollouts that infrastructure ended or a miss dropped: neither scored nor trained."),
+        ("void", "count", "Rollouts that infrastructure or time ended or a miss dropped: neither scored nor trained."),
         ("overlong", "count", "Rollouts cut by a token or time budget."),
+        ("replays", "count", "Times the step was played before: too much was void for any group to teach."),
         ("void_turns", "count", "Turns with neither a usable call nor visible text."),
         ("stops", "count", "Rollouts by stop reason."),
         ("turns", "count", "Mean turns a rollout."),
@@ -77,6 +78,7 @@ METRICS: Final[Mapping[str, Metric]] = {
         ("kl", "nats", "k3 divergence from the starting weights, mean over the passes; null without a KL term."),
         ("grad_norm", "1", "Norm of the gradient before it is clipped."),
         ("learning_rate", "1", "Of this step."),
+        ("skipped_updates", "0..1", "1 where the weights were left alone: the gradient was zero, or not finite."),
         # -- where the time goes
         ("follow_seconds", "s", "The engine taking over the weights; the slowest process."),
         ("rollout_seconds", "s", "Playing and scoring; the slowest process."),
@@ -100,6 +102,8 @@ class Share:
     """Of the rollout phase, with a request in the engine."""
     tokens: TokenSums = field(default_factory=TokenSums)
     """Of the update, once it is made."""
+    replays: int = 0
+    """Times that the whole step had been played in vain before."""
 
     def lightened(self) -> "Share":
         """Without ids and texts, which no metric reads: it goes to the other processes."""
@@ -121,6 +125,7 @@ def step_metrics(shares: Sequence[Share]) -> dict[str, Any]:
         "trained_rollouts": sum(share.trained_rollouts for share in shares),
         "trained_tokens": sum(share.trained_tokens for share in shares),
         "zero_variance_groups": sum(share.zero_variance_groups for share in shares),
+        "replays": max(share.replays for share in shares),
         "follow_seconds": max(share.follow_seconds for share in shares),
         "rollout_seconds": max(share.rollout_seconds for share in shares),
     }

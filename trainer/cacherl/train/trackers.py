@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -76,29 +77,46 @@ class _TensorBoard:
     """Event files in a folder, for `tensorboard --logdir`."""
 
     def __init__(self, folder: Path) -> None:
-        self._writer = _library("torch.utils.tensorboard", "tensorboard").SummaryWriter(str(folder))
+        self._library = _library("torch.utils.tensorboard", "tensorboard")
+        self._folder = folder
+        self._writer: Any = None
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
+        if self._writer is None:
+            # What a killed run wrote of this step and later ones, after its last checkpoint, is no longer shown.
+            self._writer = self._library.SummaryWriter(str(self._folder), purge_step=step)
         for name, value in flat(metrics):
             self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
 
 
 class _WandbLike:
-    """Weights & Biases, and Trackio, which has its interface."""
+    """Weights & Biases, and Trackio, which has its interface and knows a run by its name.
+
+    A resumed run goes on with its curves. Steps that it does again are kept as they were first told.
+    """
 
     def __init__(self, library: str, *, project: str, run: str, folder: Path, settings: Mapping[str, Any]) -> None:
         self._library = _library(library, library)
-        place = {"dir": str(folder)} if library == "wandb" else {}
-        self._library.init(project=project, name=run, config=dict(settings), **place)
+        own = {"dir": str(folder), "id": _run_id(folder)} if library == "wandb" else {}
+        self._library.init(project=project, name=run, config=dict(settings), resume="allow", **own)
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         self._library.log(dict(flat(metrics)), step=step)
 
     def close(self) -> None:
         self._library.finish()
+
+
+def _run_id(folder: Path) -> str:
+    """The id under which Weights & Biases knows the run of this folder, the same after a resume."""
+    path = folder / "wandb-id"
+    if not path.exists():
+        path.write_text(uuid.uuid4().hex, encoding="utf-8")
+    return path.read_text(encoding="utf-8")
 
 
 def _library(module: str, package: str) -> ModuleType:

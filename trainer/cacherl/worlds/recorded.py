@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from cacherl.data.trajectories import Trajectory
+from cacherl.data.trajectories import RejectedLine, Trajectory
 from cacherl.errors import RunMisconfigured, ToolUnavailable
 from cacherl.worlds.world import Milestone, Split, Task, WorldSession
 
@@ -26,6 +26,8 @@ _SPLIT_STEPS = 1 << 32
 
 class RecordedWorld:
     """Tasks from trajectories; `left_out` counts those that could not be made into one, by reason.
+
+    `rejected` are lines beside them that could not be read; nothing is made of them, they are only kept to be told.
 
     `good_above` is the least reward of a trajectory that shows how a task is done. Raises RunMisconfigured where no
     task is left.
@@ -40,8 +42,10 @@ class RecordedWorld:
         good_above: float = 1.0,
         held_out_share: float = 0.1,
         seed: int = 0,
+        rejected: Sequence[RejectedLine] = (),
     ) -> None:
         self.name = name
+        self.rejected = tuple(rejected)
         self.tools = tuple(tools)
         self.left_out: Counter[LeftOut] = Counter()
         self._seed = seed
@@ -54,7 +58,10 @@ class RecordedWorld:
             if task is not None:
                 self._tasks[self.split_of(task_id)].append(task)
         if not any(self._tasks.values()):
-            raise RunMisconfigured(f"no task can be made of the {len(trajectories)} recordings: {dict(self.left_out)}")
+            raise RunMisconfigured(
+                f"no task can be made of the {len(trajectories)} recordings: {dict(self.left_out)}"
+                + _unrewarded(trajectories, good_above)
+            )
 
     def split_of(self, task_id: str) -> Split:
         """The split of a task, by its id and the seed alone: more recordings move no task to another one."""
@@ -126,6 +133,16 @@ def read_tools(path: Path, domain: str = "") -> tuple[Mapping[str, Any], ...]:
         return tuple(_tool(each, writes) for each in listed)
     except (KeyError, TypeError, AttributeError) as error:
         raise RunMisconfigured(f"{path}: not in OpenAI's tool format ({type(error).__name__}: {error})") from error
+
+
+def _unrewarded(trajectories: Sequence[Trajectory], good_above: float) -> str:
+    """A hint where nothing tells good recordings from bad ones."""
+    if good_above <= 0.0 or any(each.reward for each in trajectories):
+        return ""
+    return (
+        '; none of them has a "reward" above 0: record one, or set world.good_above and examples.min_reward to 0 '
+        "to take all of them as good"
+    )
 
 
 def _tool(document: Mapping[str, Any], writes: Sequence[str] | None) -> Mapping[str, Any]:

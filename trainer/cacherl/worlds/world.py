@@ -40,7 +40,11 @@ class Task:
 
 
 class WorldSession(Protocol):
-    """One task being worked on, in a state of its own."""
+    """One task being worked on, in a state of its own.
+
+    One that holds something (a container, a connection) has a `close()` besides: called once, when the rollout is over
+    and its outcome was read, whatever became of it.
+    """
 
     def execute(self, tool: str, arguments: Mapping[str, Any]) -> ToolResult:
         """A live call. A tool that refuses answers with `is_error` and a content that starts with `Error:`."""
