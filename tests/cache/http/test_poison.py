@@ -208,6 +208,10 @@ def test_no_json_body_is_a_500(tmp_path: Path) -> None:
         async def prepared() -> None:
             spec = {"tools": TOOLS, "tiers": ["exact", "similar", "approximate"], "similar_threshold": 0.0}
             assert (await service.put("/v1/namespaces/shop", json=spec)).status_code == 204
+            # One that no ttl removes while the others are sent.
+            item = {"tool": "search_help", "arguments": {"query": "q"}, "environment": "e", "result": {"content": "r"}}
+            sent = await service.post("/v1/record", json={"namespace": "shop", "items": [item]})
+            assert sent.json()["items"][0]["outcome"] == "stored"
 
         async def all_is_well() -> None:
             assert (await service.post("/v1/calibrate", params={"namespace": "shop"})).status_code == 200
