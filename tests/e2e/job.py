@@ -12,7 +12,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,6 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from cacherl.adapters.byte_tokenizer import make_byte_tokenizer
 from cacherl.adapters.hf_tokenizer import HFTokenizer
 from cacherl.adapters.scripted_engine import ScriptedEngine
-from cacherl.rollout.engine import Generation, Sampling
 from cacherl.rollout.loop import Budgets
 from cacherl.rollout.rollout import Rollout
 from cacherl.rollout.tools import ExecuteLive
@@ -92,16 +91,13 @@ class HouseSession:
 
 
 class Lookers(ScriptedEngine):
-    """A policy that looks where it is asked to, and repeats what it reads; every other rollout says nothing of it."""
+    """A policy that looks where it is asked to, and repeats what it reads."""
 
     is_the_model = True
     weight_version = 0
 
     def __init__(self, tokenizer: HFTokenizer) -> None:
         super().__init__(tokenizer, self._reply_of)
-
-    async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Generation:
-        return await super().generate(prompt_ids, sampling)
 
     def follow(self, model: PreTrainedModel, version: int) -> None:
         self.weight_version = version
@@ -113,13 +109,13 @@ class Lookers(ScriptedEngine):
     def _reply_of(prompt: str) -> str:
         read = re.findall(r"<tool_response>\n(.*)\n</tool_response>", prompt)
         if read:
-            return f"I read it.\n</think>\n\n{read[0] if len(prompt) % 2 else 'I do not know.'}"
+            return f"I read it.\n</think>\n\n{read[0]}"
         (place,) = re.findall(r"What is in the (\w+)\?", prompt)
         call = json.dumps({"name": "look", "arguments": {"place": place}})
         return f"I look.\n</think>\n\n<tool_call>\n{call}\n</tool_call>"
 
 
-class NothingToLearn:
+class SaysWhatIsTrue:
     def score(self, rollout: Rollout, task: Task) -> float:
         return float(rollout.answer == task.expected_answer)
 
@@ -150,7 +146,7 @@ def main(url: str, namespace: str, job: str, folder: str, hangs: bool = False) -
             namespace=namespace,
             on_miss=ExecuteLive(),
         ),
-        judge=NothingToLearn(),
+        judge=SaysWhatIsTrue(),
         settings=GrpoSettings(
             steps=1, prompts_per_step=4, group_size=4, micro_batch=16, extra_groups=0, budgets=Budgets(turn_tokens=200)
         ),

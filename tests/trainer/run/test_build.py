@@ -276,7 +276,7 @@ def test_an_engine_that_is_not_installed_is_told_with_what_to_install(
     read: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cacherl.run.build.find_spec", lambda name: None)
-    with pytest.raises(RunMisconfigured, match="pip install vllm"):
+    with pytest.raises(RunMisconfigured, match=r"pip install -c constraints-vllm\.txt vllm=="):
         build.check_installed(read("--engine.kind", "vllm"))
     build.check_installed(read())
 

@@ -473,8 +473,8 @@ class _Guard(TrainerCallback):
             self.not_finite = 0
         if self.not_finite == NOT_FINITE_IN_A_ROW:
             raise RunStopped(
-                f"step {state.global_step + 1}: the gradient is not finite (norm {norm}), for the "
-                f"{NOT_FINITE_IN_A_ROW}rd time in a row, and was not used; lower learning_rate or max_grad_norm, then "
+                f"step {state.global_step + 1}: the gradient is not finite (norm {norm}), "
+                f"{NOT_FINITE_IN_A_ROW} times in a row, and was not used; lower learning_rate or max_grad_norm, then "
                 "go on with --resume from the last checkpoint"
             )
 

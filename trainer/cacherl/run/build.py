@@ -233,7 +233,10 @@ def open_engine(run: Run, policy: Policy, folder: Path, *, temperature: float) -
 def check_installed(run: Run) -> None:
     """Raises RunMisconfigured where the engine's library is not installed: told before a model is loaded."""
     if run.engine.kind == "vllm" and find_spec("vllm") is None:
-        raise RunMisconfigured("engine.kind is vllm, which is not installed: pip install vllm")
+        raise RunMisconfigured(
+            "engine.kind is vllm, which is not installed: in an environment of its own, "
+            "pip install -c constraints-vllm.txt vllm==0.31.0"
+        )
 
 
 def tool_source(run: Run, world: World, url: str) -> ToolSource:
